@@ -1,0 +1,59 @@
+# Everything a checkout needs: Python 3.11 or newer, and make. `make` alone lists the targets.
+#
+# VENV              the environment; several checkouts may share one (it takes about 6 GB)
+# PYTHON_BOOTSTRAP  the Python that creates it
+# PYTEST_ARGS       what to pass to pytest, e.g. make test PYTEST_ARGS="tests/data -x"
+
+VENV ?= .venv
+PYTHON_BOOTSTRAP ?= python3
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+PYTHON := $(VENV)/bin/python
+EXTRAS := dev,hf
+
+# The environment counts as up to date while this file exists. Its name holds a checksum of what
+# was installed from, not a time: a fresh clone beside a shared environment reinstalls nothing.
+KEY := $(shell (echo "$(EXTRAS)"; cat pyproject.toml requirements.txt) | cksum | tr -c '0-9\n' '-')
+STAMP := $(VENV)/.kinetics400-$(KEY)
+
+# The environment holds a link to the checkout that installed last. This one's code comes first,
+# also in the processes that tests and the demo start elsewhere.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test check format clean
+
+help:  ## list the targets
+	@awk -F ':.*## *' '/^[a-z]+:.*##/ { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: $(STAMP)  ## create or update the environment
+
+$(STAMP):
+	@$(PYTHON_BOOTSTRAP) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON_BOOTSTRAP) is missing or older than Python 3.11; name another with PYTHON_BOOTSTRAP=..." >&2; exit 2; }
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON_BOOTSTRAP) -m venv $(VENV)
+	@echo "installing into $(VENV): about 6 GB, a few minutes the first time"
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS)]"
+	@rm -f $(VENV)/.kinetics400-*
+	@touch $@
+
+demo: $(STAMP)  ## generate data, pretrain, finetune and evaluate a tiny model on the CPU
+	$(PYTHON) -m kinetics400 demo
+
+# Two processes, one thread each: as many as the smallest supported machine has cores.
+test: $(STAMP)  ## run the tests
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP)  ## lint, formatting, types, import directions, forbidden calls
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -m pytest -q tests/test_layers.py tests/test_forbidden.py
+
+format: $(STAMP)  ## format the code and sort imports
+	$(PYTHON) -m ruff check --select I --fix .
+	$(PYTHON) -m ruff format .
+
+clean:  ## remove build products and caches; not the environment, data, weights or results
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

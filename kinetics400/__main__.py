@@ -1,0 +1,67 @@
+"""The console command: one table from subcommand to function, and the one place that exits."""
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+from kinetics400 import __version__
+from kinetics400.errors import Failure, StorageError
+
+COMMANDS = {
+    "preprocess": ("kinetics400.commands.preprocess", "unpack and verify the dataset"),
+    "pretrain": ("kinetics400.commands.pretrain", "pretrain a video model without labels"),
+    "train": ("kinetics400.commands.train", "finetune a video classifier and evaluate it"),
+    "evaluate": ("kinetics400.commands.evaluate", "evaluate a finetuned model on a split"),
+    "demo": ("kinetics400.commands.demo", "the whole job on an embedded dataset, on the CPU"),
+}
+
+
+def run_command(name: str, argv: Sequence[str]) -> int:
+    """Run a subcommand and return the process's exit code (README, "Exit codes").
+
+    A `Failure` becomes one message on standard error; anything else is a bug and keeps its
+    traceback.
+    """
+    main = import_module(COMMANDS[name][0]).main
+    try:
+        return main(argv)
+    except Failure as failure:
+        print(f"{name}: {failure}", file=sys.stderr)
+        return failure.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; repeat the command to continue", file=sys.stderr)
+        return 75
+    except OSError as error:
+        if error.errno not in StorageError.ERRNOS:
+            raise
+        print(f"{name}: the disk failed: {error}", file=sys.stderr)
+        return StorageError.exit_code
+
+
+def usage() -> str:
+    lines = [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: kinetics400 COMMAND [flags]   (COMMAND --help lists its flags)", "", *lines]
+    )
+
+
+def main() -> None:
+    """Entry point of `kinetics400` and of `python -m kinetics400`."""
+    name, *argv = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        sys.exit(0)
+    if name == "--version":
+        print(__version__)
+        sys.exit(0)
+    if name not in COMMANDS:
+        close = get_close_matches(name, COMMANDS)
+        hint = f" Perhaps you meant {close[0]!r}." if close else ""
+        print(f"kinetics400: there is no command {name!r}.{hint}\n{usage()}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(run_command(name, argv))
+
+
+if __name__ == "__main__":
+    main()

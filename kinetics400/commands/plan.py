@@ -1,0 +1,309 @@
+"""From flags to a plan: check them, resolve defaults, count steps, name what is missing."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kinetics400.config.common import DeviceFlags
+from kinetics400.config.defaults import Published
+from kinetics400.config.finetuning import TrainConfig
+from kinetics400.config.pretraining import PretrainConfig
+from kinetics400.data.annotations import VideoTable
+from kinetics400.data.library import PUBLISHED_COUNTS, open_split
+from kinetics400.engine.optim import count_parameters
+from kinetics400.engine.schedule import warmup_cosine
+from kinetics400.errors import InputError, MissingInput
+from kinetics400.methods.base import Method
+from kinetics400.models.architectures import ARCHITECTURES, model_size
+from kinetics400.models.vit import VitConfig
+
+RunConfig = PretrainConfig | TrainConfig
+
+# The types in which clips may reach the model, the default first (README, "Precision").
+PRECISION_DTYPES = {
+    "32-true": ("float32",),
+    "bf16-mixed": ("bfloat16", "float32"),
+    "16-mixed": ("float16", "float32"),
+    "bf16-true": ("bfloat16",),
+    "16-true": ("float16",),
+}
+
+
+class Problems:
+    """Collects everything that is wrong with the input, to say it at once."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def require(self, condition: bool, text: str) -> None:
+        if not condition:
+            self._texts.append(text)
+
+    def catch(self, build: Callable[[], Any]) -> Any:
+        """Call `build`; a ValueError becomes a problem and the result None."""
+        try:
+            return build()
+        except ValueError as error:
+            self._texts.append(str(error))
+            return None
+
+    def raise_any(self) -> None:
+        """Raise.
+
+        Raises:
+            InputError: something was wrong.
+        """
+        if self._texts:
+            raise InputError("\n  ".join(self._texts))
+
+
+# --- checking -------------------------------------------------------------------------------------
+
+
+def check_shared(config: RunConfig, problems: Problems) -> None:
+    """Check the flags that both commands have, each by itself."""
+    optimization, device, data = config.optimization, config.device, config.data
+    counts: dict[str, tuple[float | None, float]] = {
+        "n_epoch": (optimization.n_epoch, 1),
+        "batch_size": (optimization.batch_size, 1),
+        "accumulate": (optimization.accumulate, 1),
+        "n_device": (device.n_device, 1),
+        "sampling_rate": (data.sampling_rate, 1),
+        "n_worker": (data.n_worker, 0),
+        "log_every": (config.run.log_every, 1),
+        "save_frequency": (config.saving.save_frequency, 1),
+        "lr": (optimization.lr, 0),
+        "base_lr": (optimization.base_lr, 0),
+        "min_lr": (optimization.min_lr, 0),
+        "warmup_epochs": (optimization.warmup_epochs, 0),
+        "weight_decay": (optimization.weight_decay, 0),
+        "clip_grad": (optimization.clip_grad, 0),
+        "max_bad_share": (data.max_bad_share, 0),
+        "seed": (config.run.seed, 0),
+    }
+    for name, (value, least) in counts.items():
+        problems.require(
+            value is None or value >= least, f"--{name} {value} must be at least {least}"
+        )
+    allowed = PRECISION_DTYPES[device.precision]
+    problems.require(
+        device.dtype is None or device.dtype in allowed,
+        f"--dtype {device.dtype} contradicts --precision {device.precision}, which takes "
+        f"{' or '.join(allowed)}",
+    )
+
+
+def vit_config(config: RunConfig, drop_path_rate: float = 0.0) -> VitConfig:
+    """Sizes of the encoder that the flags ask for.
+
+    Raises:
+        ValueError: the model is unknown or the sizes do not fit each other.
+    """
+    flags = config.model
+    size = ARCHITECTURES[model_size(flags.model_name)]
+    for name, part in (("input_size", "patch_size"), ("num_frames", "tubelet_size")):
+        whole, divisor = getattr(flags, name), getattr(flags, part)
+        if min(whole, divisor) < 1 or whole % divisor:
+            raise InputError(f"--{name} {whole} is not a positive multiple of --{part} {divisor}")
+    return VitConfig(
+        embed_dim=size.embed_dim,
+        depth=size.depth,
+        num_heads=size.num_heads,
+        image_size=flags.input_size,
+        patch_size=flags.patch_size,
+        num_frames=flags.num_frames,
+        tubelet_size=flags.tubelet_size,
+        drop_path_rate=drop_path_rate,
+    )
+
+
+def input_dtype(device: DeviceFlags) -> torch.dtype:
+    """Type in which clips reach the model."""
+    return getattr(torch, device.dtype or PRECISION_DTYPES[device.precision][0])
+
+
+# --- planning -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """A run in numbers, every default resolved."""
+
+    global_batch_size: int
+    n_epoch: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    peak_lr: float
+    final_lr: float
+
+    def lr(self, step: int) -> float:
+        return warmup_cosine(
+            step,
+            peak=self.peak_lr,
+            final=self.final_lr,
+            warmup_steps=self.warmup_steps,
+            total_steps=self.total_steps,
+        )
+
+
+def make_schedule(config: RunConfig, published: Published, num_videos: int) -> Schedule:
+    """Resolve the learning rate and the number of steps.
+
+    Rates per 256 clips are multiplied by the global batch / 256, and so is the published end of
+    the cosine (run_mae_pretraining.py:193-195, run_class_finetuning.py:406).
+
+    Raises:
+        InputError: the videos do not fill one global batch, or the warm-up outlasts the run.
+    """
+    flags = config.optimization
+    batch = flags.batch_size * flags.accumulate * config.device.n_device
+    steps_per_epoch = num_videos // batch
+    if steps_per_epoch == 0:
+        raise InputError(
+            f"{num_videos} training videos do not fill one global batch of {batch} "
+            "(--batch_size x --n_device x --accumulate): lower --batch_size"
+        )
+    base_lr = published.base_lr if flags.base_lr is None else flags.base_lr
+    n_epoch = flags.n_epoch or published.n_epoch
+    warmup = published.warmup_epochs if flags.warmup_epochs is None else flags.warmup_epochs
+    if warmup >= n_epoch:
+        raise InputError(
+            f"the warm-up of {warmup:g} epochs is not shorter than --n_epoch {n_epoch}: set "
+            "--warmup_epochs"
+        )
+    return Schedule(
+        global_batch_size=batch,
+        n_epoch=n_epoch,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=n_epoch * steps_per_epoch,
+        warmup_steps=round(warmup * steps_per_epoch),
+        peak_lr=base_lr * batch / 256 if flags.lr is None else flags.lr,
+        final_lr=published.min_base_lr * batch / 256 if flags.min_lr is None else flags.min_lr,
+    )
+
+
+def open_table(
+    config: RunConfig, split: str, list_path: Path | None, num_classes: int, missing: list[str]
+) -> VideoTable | None:
+    """Open a split's list; what is not on disk goes to `missing`.
+
+    Raises:
+        InputError: a list that is there has bad lines.
+    """
+    try:
+        return open_split(config.data.data_dir, split, list_path=list_path, num_classes=num_classes)
+    except MissingInput as error:
+        missing.append(
+            f"data: {error} (The plan assumes Kinetics-400's {PUBLISHED_COUNTS[split]:,} videos.)"
+        )
+        return None
+
+
+def missing_devices(device: DeviceFlags) -> list[str]:
+    """What of the devices asked for this machine lacks.
+
+    On a CPU a device is a process; `auto` takes no more of them than there are cores.
+    """
+    gpus = torch.cuda.device_count()
+    cores = os.cpu_count() or 1
+    if device.accelerator == "cuda" or (device.accelerator == "auto" and gpus > 0):
+        have, kind = gpus, "CUDA device(s)"
+    elif device.accelerator == "auto":
+        have, kind = cores, "CPU core(s) and no CUDA device"
+    else:
+        return []
+    if device.n_device <= have:
+        return []
+    return [f"devices: --n_device {device.n_device} asked for, this machine has {have} {kind}"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything a run is made of, before anything is launched.
+
+    Attributes:
+        config: the flags.
+        method: on the meta device in a dry run.
+        groups: parameter groups.
+        betas: of AdamW.
+        schedule: see there.
+        train_videos: None when the data is not on disk.
+        val_videos: likewise.
+        tokens_visible: that the encoder sees.
+        missing: what a real run would need and this machine lacks.
+    """
+
+    config: RunConfig
+    method: Method
+    groups: list[dict[str, Any]]
+    betas: tuple[float, float]
+    schedule: Schedule
+    train_videos: VideoTable | None
+    val_videos: VideoTable | None
+    tokens_visible: int
+    tokens_total: int
+    missing: list[str] = field(default_factory=list)
+
+    def refuse_what_is_missing(self) -> None:
+        """Stop before anything is written.
+
+        Raises:
+            InputError: names what is missing.
+        """
+        if self.missing:
+            raise InputError("this run cannot start:\n  " + "\n  ".join(self.missing))
+
+    def agreed(self) -> dict[str, Any]:
+        """What a resumed run must share with its beginning."""
+        model = self.config.model
+        assert self.train_videos is not None
+        return {
+            "model_name": model.model_name,
+            "input_size": model.input_size,
+            "num_frames": model.num_frames,
+            "tubelet_size": model.tubelet_size,
+            "patch_size": model.patch_size,
+            "precision": self.config.device.precision,
+            "seed": self.config.run.seed,
+            "train_videos": len(self.train_videos),
+            "global_batch_size": self.schedule.global_batch_size,
+            "total_steps": self.schedule.total_steps,
+            "peak_lr": self.schedule.peak_lr,
+        }
+
+
+def plan_as_json(run: Run) -> str:
+    """The plan that `--dry_run` prints."""
+    config, schedule = run.config, run.schedule
+
+    def count(table: VideoTable | None, split: str) -> int:
+        return PUBLISHED_COUNTS[split] if table is None else len(table)
+
+    plan = {
+        "model": config.model.model_name,
+        "n_parameters": count_parameters(run.method),
+        "global_batch_size": schedule.global_batch_size,
+        "n_epoch": schedule.n_epoch,
+        "steps_per_epoch": schedule.steps_per_epoch,
+        "total_steps": schedule.total_steps,
+        "peak_lr": schedule.peak_lr,
+        "final_lr": schedule.final_lr,
+        "warmup_steps": schedule.warmup_steps,
+        "param_groups": len(run.groups),
+        "tokens_visible": run.tokens_visible,
+        "tokens_total": run.tokens_total,
+        "precision": config.device.precision,
+        "dtype": str(input_dtype(config.device)).removeprefix("torch."),
+        "strategy": config.device.strategy,
+        "n_device": config.device.n_device,
+        "train_videos": count(run.train_videos, "train"),
+        "val_videos": count(run.val_videos, "val"),
+        "missing": run.missing,
+    }
+    return json.dumps(plan, indent=2)

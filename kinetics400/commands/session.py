@@ -1,0 +1,253 @@
+"""What a run does, pretraining or finetuning: launch, train, leave a model."""
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+
+from kinetics400 import __version__
+from kinetics400.augment.pipeline import Augment
+from kinetics400.commands.plan import Run, RunConfig, Schedule
+from kinetics400.config.common import DeviceFlags
+from kinetics400.config.parse import to_recipe
+from kinetics400.data import keys
+from kinetics400.data.dataset import ClipDataset, Failure
+from kinetics400.data.decode import DecodeError
+from kinetics400.data.loader import Layout, train_loader
+from kinetics400.data.storage import append_json_lines, write_atomic
+from kinetics400.engine.checkpoint import (
+    Checkpoint,
+    check_agreement,
+    find_checkpoint,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
+from kinetics400.engine.log import RunLog
+from kinetics400.engine.optim import build_adamw, count_parameters
+from kinetics400.engine.trainer import Plan, fit
+from kinetics400.errors import DataError, InputError
+from kinetics400.methods.base import Method
+
+
+def meta_device(config: RunConfig) -> AbstractContextManager[Any]:
+    """Where to build the model: a dry run needs its shapes only."""
+    return torch.device("meta") if config.run.dry_run else nullcontext()
+
+
+def open_run(config: RunConfig) -> Checkpoint | None:
+    """The checkpoint to continue from, according to `--resume`.
+
+    Raises:
+        InputError: `never` and the folder is not empty, or the checkpoint is damaged or absent.
+    """
+    save_dir, resume = config.saving.save_dir, config.run.resume
+    if save_dir.exists() and not save_dir.is_dir():
+        raise InputError(f"--save_dir {save_dir} is not a folder")
+    if resume == "never":
+        if save_dir.exists() and any(save_dir.iterdir()):
+            raise InputError(f"--resume never: {save_dir} is not empty; choose another --save_dir")
+        return None
+    if resume == "auto":
+        return find_checkpoint(save_dir / "checkpoints")
+    if not Path(resume).is_dir():
+        raise InputError(f"--resume {resume} is neither auto, never nor a checkpoint folder")
+    return read_checkpoint(Path(resume))
+
+
+def launch(device: DeviceFlags) -> Fabric:
+    """Start the processes and pick the devices."""
+    strategy: DDPStrategy | str = "auto"
+    if device.n_device > 1:
+        # Buffers are constants here; gradients are reduced where they lie.
+        strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    fabric = Fabric(
+        accelerator=device.accelerator,
+        devices=device.n_device,
+        strategy=strategy,
+        precision=device.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def train(
+    run: Run,
+    dataset: ClipDataset,
+    *,
+    augment: Augment,
+    checkpoint: Checkpoint | None,
+    evaluate: Callable[[Fabric, Method], Mapping[str, float]] | None = None,
+) -> Fabric:
+    """Launch, train to the end (or find it done), and return with the method trained.
+
+    Raises:
+        InputError: the checkpoint is another run's.
+        DataError: too many videos cannot be read.
+    """
+    config, schedule, method = run.config, run.schedule, run.method
+    flags = config.optimization
+    if checkpoint is not None:
+        check_agreement(checkpoint, run.agreed())
+    fabric = launch(config.device)
+    save_dir = config.saving.save_dir
+    if fabric.is_global_zero:
+        save_dir.mkdir(parents=True, exist_ok=True)
+        write_atomic(save_dir / "config.yaml", to_recipe(config))
+    fabric.barrier()
+    fabric.to_device(method)
+    # The fused kernel unscales fp16 gradients itself, and then they cannot be clipped before.
+    fused = not (config.device.precision == "16-mixed" and flags.clip_grad is not None)
+    optimizer = build_adamw(run.groups, betas=run.betas, fused=fused)
+    # Dropout and drop path differ between ranks; what belongs to a sample comes from its key.
+    torch.manual_seed(keys.combine(config.run.seed, fabric.global_rank).item())
+    start_step = 0
+    if checkpoint is not None:
+        load_checkpoint(fabric, checkpoint, method=method, optimizer=optimizer, agreed=run.agreed())
+        start_step = checkpoint.step
+    layout = Layout(
+        batch_size=flags.batch_size,
+        accumulate=flags.accumulate,
+        world_size=fabric.world_size,
+        rank=fabric.global_rank,
+    )
+    loader = train_loader(
+        dataset,
+        layout,
+        start_step=start_step,
+        total_steps=schedule.total_steps,
+        num_workers=config.data.n_worker,
+        pin_memory=fabric.device.type == "cuda",
+    )
+    log_dir = save_dir if fabric.is_global_zero else None
+    with RunLog(
+        log_dir, total_steps=schedule.total_steps, start_step=start_step, title=save_dir.name
+    ) as log:
+        describe(log, run, start_step)
+        try:
+            fit(
+                fabric,
+                method,
+                optimizer,
+                loader,
+                augment=augment,
+                plan=_plan(config, schedule),
+                log=log,
+                start_step=start_step,
+                save=partial(_save, fabric, run, optimizer),
+                evaluate=None if evaluate is None else lambda _: evaluate(fabric, method),
+                on_failures=BadVideos(run, layout, log),
+            )
+        except DecodeError as error:
+            raise DataError(f"{error}. Check that the data folder is there and whole") from error
+    return fabric
+
+
+def _plan(config: RunConfig, schedule: Schedule) -> Plan:
+    return Plan(
+        total_steps=schedule.total_steps,
+        steps_per_epoch=schedule.steps_per_epoch,
+        global_batch_size=schedule.global_batch_size,
+        lr=schedule.lr,
+        accumulate=config.optimization.accumulate,
+        clip_grad=config.optimization.clip_grad,
+        log_every=config.run.log_every,
+        save_every=config.saving.save_frequency,
+    )
+
+
+def _save(fabric: Fabric, run: Run, optimizer: torch.optim.Optimizer, step: int) -> None:
+    save_checkpoint(
+        fabric,
+        run.config.saving.save_dir / "checkpoints",
+        step=step,
+        method=run.method,
+        optimizer=optimizer,
+        agreed=run.agreed(),
+    )
+
+
+def describe(log: RunLog, run: Run, start_step: int) -> None:
+    """Say in plain words what is about to run."""
+    schedule, device = run.schedule, run.config.device
+    assert run.train_videos is not None
+    log.say(
+        f"{run.config.model.model_name}: {count_parameters(run.method) / 1e6:.1f} M parameters, "
+        f"{len(run.train_videos):,} training videos, {schedule.n_epoch} epochs of "
+        f"{schedule.steps_per_epoch} steps, {schedule.global_batch_size} clips per step"
+    )
+    log.say(
+        f"learning rate 0 to {schedule.peak_lr:.3g} in {schedule.warmup_steps} steps, then down "
+        f"to {schedule.final_lr:.3g}; {device.n_device} device(s), precision {device.precision}"
+    )
+    if start_step:
+        log.say(f"continuing after step {start_step} of {schedule.total_steps}")
+
+
+class BadVideos:
+    """Counts and journals the videos that could not be read while training."""
+
+    def __init__(self, run: Run, layout: Layout, log: RunLog) -> None:
+        self._file = run.config.saving.save_dir / "bad_videos.jsonl"
+        self._steps_per_epoch = run.schedule.steps_per_epoch
+        clips_per_epoch = self._steps_per_epoch * layout.batch_size * layout.accumulate
+        self._most = run.config.data.max_bad_share * clips_per_epoch
+        self._share = run.config.data.max_bad_share
+        self._log = log
+        self._epoch = -1
+        self._count = 0
+
+    def __call__(self, step: int, failures: list[Failure]) -> None:
+        """Record failures met while loading a step's clips.
+
+        Raises:
+            DataError: this epoch has had too many.
+        """
+        epoch = step // self._steps_per_epoch
+        if epoch != self._epoch:
+            self._epoch, self._count = epoch, 0
+        self._count += len(failures)
+        append_json_lines(
+            self._file,
+            [{"step": step, "path": bad.path, "reason": bad.reason} for bad in failures],
+        )
+        for bad in failures:
+            self._log.say(f"replaced a video that cannot be read: {bad.reason}")
+        if self._count > self._most:
+            raise DataError(
+                f"{self._count} videos of epoch {epoch} could not be read, more than "
+                f"--max_bad_share {self._share:g} allows; they are listed in {self._file}. "
+                "Run `python -m data.preprocess` again, or raise --max_bad_share"
+            )
+
+
+def model_card(title: str, run: Run, outcome: str) -> str:
+    """README.md of a model folder."""
+    schedule = run.schedule
+    rows = {
+        "architecture": run.config.model.model_name,
+        "parameters": f"{count_parameters(run.method):,}",
+        "training videos": f"{len(run.train_videos or ()):,}",
+        "epochs": schedule.n_epoch,
+        "clips per step": schedule.global_batch_size,
+        "largest learning rate": f"{schedule.peak_lr:.3g}",
+        "precision": run.config.device.precision,
+        "seed": run.config.run.seed,
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return (
+        f"# {title}\n\nTrained with kinetics400 {__version__}; every flag is in `config.yaml` of "
+        f"the run directory.\n\n{outcome}\n\n| | |\n|---|---|\n{table}\n\n"
+        "Input: RGB frames, ImageNet mean and standard deviation (`preprocessor_config.json`).\n"
+    )
+
+
+def say(text: str) -> None:
+    """Tell the user without touching standard output, which may carry a plan."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,348 @@
+"""`python -m train`: finetune a video classifier and evaluate it."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from lightning.fabric import Fabric
+
+from kinetics400.augment.pipeline import training_augment
+from kinetics400.commands.plan import (
+    Problems,
+    Run,
+    check_shared,
+    input_dtype,
+    make_schedule,
+    missing_devices,
+    open_table,
+    plan_as_json,
+    vit_config,
+)
+from kinetics400.commands.session import meta_device, model_card, open_run, say, train
+from kinetics400.config.defaults import FINETUNING
+from kinetics400.config.finetuning import EvaluationFlags, PretrainedFlags, TrainConfig
+from kinetics400.config.parse import parse
+from kinetics400.data import sampling
+from kinetics400.data.annotations import VideoTable, label_names
+from kinetics400.data.dataset import ClipDataset, ViewDataset
+from kinetics400.data.library import PUBLISHED_COUNTS
+from kinetics400.data.loader import view_loader
+from kinetics400.data.storage import write_atomic
+from kinetics400.engine.evaluation import Evaluation, ViewTransform, evaluate
+from kinetics400.errors import InputError, MissingInput
+from kinetics400.methods.base import Method
+from kinetics400.methods.classification import Classification
+from kinetics400.models.architectures import model_size
+from kinetics400.models.huggingface import hf_config, save_pretrained
+from kinetics400.models.pretrained import (
+    Weights,
+    check_architecture,
+    download_weights,
+    find_weights,
+    load_pretrained,
+    read_weights,
+)
+
+BETAS = (0.9, 0.999)  # MCG-NJU/VideoMAE run_class_finetuning.py
+CROP_RATIO = (0.75, 4 / 3)
+# What a pretraining checkpoint has and a classifier does not: the decoder, and the encoder's norm,
+# which the classifier replaces by its own after pooling.
+ONLY_IN_PRETRAINING = ("decoder.", "encoder_to_decoder.", "mask_token", "encoder.norm.")
+ONLY_IN_CLASSIFIER = ("fc_norm.", "head.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see kinetics400.__main__ for exit codes."""
+    config = parse(
+        TrainConfig,
+        argv,
+        prog="python -m train",
+        description="Finetune a video classifier on the preprocessed dataset and evaluate it.",
+    )
+    run = prepare(config)
+    if config.run.dry_run:
+        print(plan_as_json(run))
+        return 0
+    run.refuse_what_is_missing()
+    finetune(run)
+    return 0
+
+
+# --- preparing ------------------------------------------------------------------------------------
+
+
+def prepare(config: TrainConfig) -> Run:
+    """Check the flags and build everything but the data workers.
+
+    Raises:
+        InputError: what is wrong, all of it.
+    """
+    problems = Problems()
+    check_shared(config, problems)
+    check_own(config, problems)
+    size = problems.catch(lambda: model_size(config.model.model_name))
+    problems.raise_any()
+    published = FINETUNING[size]
+    flags = config.classifier
+    drop_path = published.drop_path_rate if flags.drop_path_rate is None else flags.drop_path_rate
+    dropout = published.head_dropout if flags.head_dropout is None else flags.head_dropout
+    vit = problems.catch(lambda: vit_config(config, drop_path))
+    problems.raise_any()
+    torch.manual_seed(config.run.seed)
+    with meta_device(config):
+        method = Classification(
+            vit,
+            flags.num_classes,
+            label_smoothing=flags.label_smoothing,
+            head_dropout=dropout,
+            head_init_scale=flags.head_init_scale,
+            dtype=input_dtype(config.device),
+        )
+    missing = missing_devices(config.device)
+    if config.pretrained.pretrained:
+        load_encoder(method, config.pretrained, missing, dry_run=config.run.dry_run)
+    train_videos = open_table(config, "train", config.data.train_list, flags.num_classes, missing)
+    val_videos = open_table(config, "val", config.evaluation.val_list, flags.num_classes, missing)
+    num_videos = PUBLISHED_COUNTS["train"] if train_videos is None else len(train_videos)
+    return Run(
+        config=config,
+        method=method,
+        groups=method.param_groups(config.optimization.weight_decay, flags.layer_decay),
+        betas=BETAS,
+        schedule=make_schedule(config, published, num_videos),
+        train_videos=train_videos,
+        val_videos=val_videos,
+        tokens_visible=vit.num_tokens,
+        tokens_total=vit.num_tokens,
+        missing=missing,
+    )
+
+
+def check_own(config: TrainConfig, problems: Problems) -> None:
+    """Check the flags that only finetuning has."""
+    flags, scale = config.classifier, config.augmentation.crop_scale
+    shares = {
+        "label_smoothing": flags.label_smoothing,
+        "drop_path_rate": flags.drop_path_rate,
+        "head_dropout": flags.head_dropout,
+    }
+    for name, share in shares.items():
+        problems.require(share is None or 0 <= share < 1, f"--{name} {share} must lie in [0, 1)")
+    problems.require(flags.num_classes >= 1, f"--num_classes {flags.num_classes} must be positive")
+    problems.require(
+        0 < flags.layer_decay <= 1, f"--layer_decay {flags.layer_decay} must lie in (0, 1]"
+    )
+    problems.require(
+        0 < scale[0] <= scale[1] <= 1, f"--crop_scale {scale[0]} {scale[1]} must lie in (0, 1]"
+    )
+    problems.require(
+        0 <= config.augmentation.flip <= 1, f"--flip {config.augmentation.flip} must lie in [0, 1]"
+    )
+    problems.catch(lambda: parse_views(config.evaluation.views))
+    problems.catch(lambda: class_names(config))
+
+
+def parse_views(views: str) -> tuple[int, int]:
+    """Segments and crops of a test protocol.
+
+    >>> parse_views("5x3")
+    (5, 3)
+
+    Raises:
+        InputError: it is not of the form SxC.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,2})", views)
+    if not match:
+        raise InputError(f"--views {views!r} must be segments x crops, as 5x3 or 1x1")
+    return int(match[1]), int(match[2])
+
+
+def class_names(config: TrainConfig) -> tuple[str, ...]:
+    """Names of the classes, by label.
+
+    Raises:
+        InputError: the file cannot be read or has another number of names.
+    """
+    flags = config.classifier
+    if flags.label_names is None:
+        names = label_names()
+        if flags.num_classes == len(names):
+            return names
+        return tuple(f"class {label}" for label in range(flags.num_classes))
+    try:
+        lines = flags.label_names.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--label_names {flags.label_names} cannot be read: {error}") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(names) != flags.num_classes:
+        raise InputError(
+            f"--label_names {flags.label_names} has {len(names)} names, --num_classes is "
+            f"{flags.num_classes}"
+        )
+    return names
+
+
+def load_encoder(
+    method: Classification, flags: PretrainedFlags, missing: list[str], *, dry_run: bool
+) -> None:
+    """Start from pretrained weights; those not on this machine go to `missing` in a dry run.
+
+    Raises:
+        InputError: they are nowhere, damaged, or of another architecture.
+    """
+    try:
+        weights = _weights(flags, download=not dry_run)
+    except MissingInput as error:
+        missing.append(f"weights: {error}")
+        return
+    check_architecture(weights, method.encoder.config)
+    classes = weights.state.get("head.weight")
+    drop = ONLY_IN_PRETRAINING
+    if classes is not None and len(classes) != method.num_classes:
+        say(f"the head of {weights.source} has {len(classes)} classes: starting with a fresh one")
+        drop = (*drop, "head.")
+        weights = Weights(
+            weights.source,
+            {key: value for key, value in weights.state.items() if not key.startswith("head.")},
+            weights.sizes,
+        )
+    load_pretrained(method, weights, may_miss=ONLY_IN_CLASSIFIER, may_drop=drop)
+
+
+def _weights(flags: PretrainedFlags, *, download: bool) -> Weights:
+    found = find_weights(flags.pretrained_dir, flags.pretrained_name)
+    if found is None and flags.pretrained_dir is not None:
+        inner = f" (also below it as {flags.pretrained_name})" if flags.pretrained_name else ""
+        raise MissingInput(
+            f"--pretrained_dir {flags.pretrained_dir} holds no weights{inner}: expected "
+            "model.safetensors in it or in its model/, or a single .pth"
+        )
+    if found is None:
+        assert flags.pretrained_name is not None
+        if not download:
+            raise MissingInput(
+                f"--pretrained_name {flags.pretrained_name} is not on this machine; a run would "
+                "fetch it from the hub"
+            )
+        found = download_weights(flags.pretrained_name)
+    return read_weights(found)
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def finetune(run: Run) -> None:
+    """Train to the end, leave `model/`, evaluate, leave `results.json`."""
+    config, method = run.config, run.method
+    assert isinstance(config, TrainConfig) and isinstance(method, Classification)
+    assert run.train_videos is not None and run.val_videos is not None
+    save_dir, model = config.saving.save_dir, config.model
+    results_file = save_dir / "results.json"
+    checkpoint = open_run(config)
+    if checkpoint is not None and checkpoint.step == run.schedule.total_steps:
+        if results_file.exists():
+            results = json.loads(results_file.read_text(encoding="utf-8"))
+            say(f"{save_dir} is finished: {_outcome(results)}")
+            return
+    dataset = ClipDataset(
+        run.train_videos,
+        sample_frames=partial(_frames, model.num_frames, config.data.sampling_rate),
+        sample_box=partial(_box, config.augmentation.crop_scale),
+        num_box_draws=sampling.RESIZED_CROP_DRAWS,
+        size=model.input_size,
+        antialias=False,  # the published crop is scaled with F.interpolate
+        seed=config.run.seed,
+    )
+
+    def centre_view(fabric: Fabric, method: Method) -> Mapping[str, float]:
+        result = test(fabric, method, config, run.val_videos, views=(1, 1))
+        return {"val_top1_acc": result.top1_acc, "val_top5_acc": result.top5_acc}
+
+    fabric = train(
+        run,
+        dataset,
+        augment=training_augment(flip_probability=config.augmentation.flip),
+        checkpoint=checkpoint,
+        evaluate=centre_view,
+    )
+    views = parse_views(config.evaluation.views)
+    result = test(fabric, method, config, run.val_videos, views=views)
+    if fabric.is_global_zero:
+        results = summarize(result, config.evaluation)
+        save_pretrained(
+            save_dir / "model",
+            state=method.state_dict(),
+            config=hf_config(method.encoder.config, label_names=class_names(config)),
+            card=model_card("VideoMAE, finetuned", run, f"{_outcome(results)}."),
+        )
+        write_atomic(results_file, json.dumps(results, indent=2))
+        say(f"{_outcome(results)}; the model lies in {save_dir / 'model'}")
+    fabric.barrier()
+
+
+def test(
+    fabric: Fabric,
+    method: Method,
+    config: TrainConfig,
+    videos: VideoTable | None,
+    *,
+    views: tuple[int, int],
+    transform: ViewTransform | None = None,
+) -> Evaluation:
+    """Score a split with a test protocol of (segments, crops)."""
+    assert videos is not None
+    dataset = ViewDataset(
+        videos,
+        num_frames=config.model.num_frames,
+        sampling_rate=config.data.sampling_rate,
+        num_segments=views[0],
+        num_crops=views[1],
+        size=config.model.input_size,
+    )
+    loader = view_loader(
+        dataset,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        num_workers=config.data.n_worker,
+    )
+    return evaluate(
+        fabric,
+        method,
+        loader,
+        num_videos=len(videos),
+        num_classes=config.classifier.num_classes,
+        merge=config.evaluation.merge,
+        clips_per_forward=config.optimization.batch_size,
+        transform=transform,
+    )
+
+
+def summarize(result: Evaluation, flags: EvaluationFlags) -> dict[str, object]:
+    """What results.json holds."""
+    return {
+        "top1_acc": result.top1_acc,
+        "top5_acc": result.top5_acc,
+        "num_videos": result.num_videos,
+        "num_scored": result.num_scored,
+        "views": flags.views,
+        "merge": flags.merge,
+        "failures": [{"path": bad.path, "reason": bad.reason} for bad in result.failures],
+    }
+
+
+def _outcome(results: Mapping[str, object]) -> str:
+    return (
+        f"top-1 {results['top1_acc']:.2f} %, top-5 {results['top5_acc']:.2f} % with "
+        f"{results['views']} views on {results['num_videos']:,} videos "
+        f"({results['num_scored']:,} could be read)"
+    )
+
+
+def _frames(num_frames: int, sampling_rate: int, length: int, u: float) -> list[int]:
+    return sampling.finetuning_frames(length, num_frames, sampling_rate, u)
+
+
+def _box(scale: tuple[float, float], height: int, width: int, u: Sequence[float]) -> sampling.Box:
+    return sampling.random_resized_box(height, width, scale, CROP_RATIO, u)

@@ -1,0 +1,101 @@
+"""Flags that pretraining and finetuning share, one frozen dataclass per concern.
+
+The docstring under a field is its help text. A default of None is resolved by `defaults.py` from
+the model's size or from other flags; the resolved values are printed at the start of a run.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """Model."""
+
+    model_name: str = "MCG-NJU/videomae-base"
+    """Architecture, by its Hugging Face name: MCG-NJU/videomae-{small,base,large,huge}, their
+    -finetuned-kinetics names, or `tiny`."""
+    input_size: int = 224
+    """Side of the square input, pixels; a multiple of patch_size."""
+    num_frames: int = 16
+    """Frames of a clip; a multiple of tubelet_size."""
+    patch_size: int = 16
+    """Side of a patch, pixels."""
+    tubelet_size: int = 2
+    """Frames of a token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags:
+    """Data."""
+
+    data_dir: Path = Path("data")
+    """The preprocessed folder Kinetics-400, or the folder that contains it."""
+    train_list: Path | None = None
+    """Another list of training videos, lines of `<file> <label>`; names without a leading / start
+    from videos_train."""
+    sampling_rate: int = 4
+    """A clip takes one of this many frames of the video."""
+    n_worker: int = 8
+    """Processes per device that decode videos; 0 decodes in the training process."""
+    max_bad_share: float = 0.001
+    """Stop (exit code 3) when more than this share of an epoch's videos cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationFlags:
+    """Optimization."""
+
+    n_epoch: int | None = None
+    """Passes over the training list. Default: as published for the model's size."""
+    batch_size: int = 32
+    """Clips per device and micro-batch."""
+    accumulate: int = 1
+    """Micro-batches per step: the global batch is batch_size x n_device x accumulate."""
+    lr: float | None = None
+    """Largest learning rate, absolute. The alternative to base_lr."""
+    base_lr: float | None = None
+    """Largest learning rate per 256 clips of the global batch. Default: as published for the
+    model's size. Of lr and base_lr the later source (recipe, command line) wins."""
+    min_lr: float | None = None
+    """Where the cosine ends, absolute. Default: as published, scaled with the global batch."""
+    warmup_epochs: float | None = None
+    """Epochs of linear warm-up from 0. Default: as published."""
+    weight_decay: float = 0.05
+    """Of AdamW; not applied to vectors and tokens."""
+    clip_grad: float | None = None
+    """Largest norm of the gradient. Default: not clipped, as published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceFlags:
+    """Devices."""
+
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """What to train on; auto takes CUDA where there is any."""
+    n_device: int = 1
+    """Number of GPUs, or of processes on a CPU."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"] = "32-true"
+    """Lightning Fabric's precision: type of the weights, or `mixed` for autocast."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type in which clips reach the model. Default: the precision's own."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """How several devices train together; auto is ddp where there are several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """Run."""
+
+    seed: int = 0
+    """Of every random number. The same seed gives the same run."""
+    resume: str = "auto"
+    """auto continues what save_dir holds; never refuses a save_dir that is not empty; or the path
+    of a checkpoint folder."""
+    log_every: int = 10
+    """Steps between two lines of the log."""
+    recipe: Path | None = None
+    """YAML file of flags, read before the command line's."""
+    dry_run: bool = False
+    """Build everything but the data workers, print the plan as JSON, write nothing."""

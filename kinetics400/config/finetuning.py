@@ -1,0 +1,95 @@
+"""Flags of `python -m train`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from kinetics400.config.common import (
+    DataFlags,
+    DeviceFlags,
+    ModelFlags,
+    OptimizationFlags,
+    RunFlags,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedFlags:
+    """Pretrained weights."""
+
+    pretrained: bool = False
+    """Start from pretrained weights instead of random ones."""
+    pretrained_name: str | None = None
+    """Hugging Face name of the weights; also looked for below pretrained_dir."""
+    pretrained_dir: Path | None = None
+    """Folder of the weights: searched itself, then its model/, then the name in it, then for a
+    single .pth. Given, nothing is ever downloaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierFlags:
+    """Classifier."""
+
+    num_classes: int = 400
+    """Labels run from 0 to num_classes - 1."""
+    label_names: Path | None = None
+    """File with one class name per line. Default: Kinetics-400's when num_classes is 400."""
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes."""
+    drop_path_rate: float | None = None
+    """Largest stochastic depth. Default: as published for the model's size."""
+    head_dropout: float | None = None
+    """Dropout before the head. Default: as published for the model's size."""
+    head_init_scale: float = 0.001
+    """Factor on the head's initial weights."""
+    layer_decay: float = 0.75
+    """Factor on the learning rate from each layer to the one below it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationFlags:
+    """Augmentation."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Least and largest share of the frame's area in a random crop."""
+    flip: float = 0.5
+    """Probability of a horizontal flip; 0 where left and right matter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFlags:
+    """Evaluation."""
+
+    val_list: Path | None = None
+    """Another list of validation videos; names without a leading / start from videos_val."""
+    views: str = "5x3"
+    """Test protocol at the end: clips along time x crops along the long side."""
+    merge: Literal["prob", "logit"] = "prob"
+    """Average the views' softmaxes, as published, or their logits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavingFlags:
+    """Saving."""
+
+    save_dir: Path = Path("weights")
+    """Run directory: config.yaml, metrics.jsonl, checkpoints/ and, at the end, model/ and
+    results.json."""
+    save_frequency: int = 5
+    """Epochs between checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All flags of finetuning."""
+
+    model: ModelFlags = field(default_factory=ModelFlags)
+    pretrained: PretrainedFlags = field(default_factory=PretrainedFlags)
+    classifier: ClassifierFlags = field(default_factory=ClassifierFlags)
+    data: DataFlags = field(default_factory=DataFlags)
+    augmentation: AugmentationFlags = field(default_factory=AugmentationFlags)
+    optimization: OptimizationFlags = field(default_factory=OptimizationFlags)
+    evaluation: EvaluationFlags = field(default_factory=EvaluationFlags)
+    device: DeviceFlags = field(default_factory=DeviceFlags)
+    saving: SavingFlags = field(default_factory=SavingFlags)
+    run: RunFlags = field(default_factory=RunFlags)

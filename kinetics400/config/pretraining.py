@@ -1,0 +1,45 @@
+"""Flags of `python -m pretraining`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kinetics400.config.common import (
+    DataFlags,
+    DeviceFlags,
+    ModelFlags,
+    OptimizationFlags,
+    RunFlags,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingFlags:
+    """Masked autoencoding."""
+
+    mask_ratio: float = 0.9
+    """Share of tokens hidden from the encoder, between 0 and 1."""
+    norm_pix_loss: bool = True
+    """Predict pixels normalised per tubelet and channel rather than raw ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavingFlags:
+    """Saving."""
+
+    save_dir: Path = Path("pretrained_weights")
+    """Run directory: config.yaml, metrics.jsonl, checkpoints/ and, at the end, model/."""
+    save_frequency: int = 20
+    """Epochs between checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """All flags of pretraining."""
+
+    model: ModelFlags = field(default_factory=ModelFlags)
+    masking: MaskingFlags = field(default_factory=MaskingFlags)
+    data: DataFlags = field(default_factory=DataFlags)
+    optimization: OptimizationFlags = field(default_factory=OptimizationFlags)
+    device: DeviceFlags = field(default_factory=DeviceFlags)
+    saving: SavingFlags = field(default_factory=SavingFlags)
+    run: RunFlags = field(default_factory=RunFlags)

@@ -1,0 +1,76 @@
+"""Randomness as a pure function of keys: (seed, epoch, slot, repeat) to random numbers.
+
+Nothing here has state. A key is a 64-bit integer that names a sample; `bits(key, stream)` are its
+random numbers for one purpose (`stream`: "clip", "crop", "mask" ...). The same numbers come out in
+any worker, on any device, in any order, so resuming is skipping to a slot.
+
+The mixing function is the finaliser of SplitMix64 (Steele, Lea, Flood: Fast Splittable
+Pseudorandom Number Generators, OOPSLA 2014), here on torch's int64 with wrap-around arithmetic.
+"""
+
+import zlib
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+_MULTIPLIER_2 = 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+
+def _signed(value: int) -> int:
+    """A 64-bit pattern as the int64 that torch holds."""
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shifted(x: Tensor, count: int) -> Tensor:
+    """Logical shift to the right (torch's on int64 is arithmetic)."""
+    return (x >> count) & ((1 << (64 - count)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shifted(x, 30)) * _signed(_MULTIPLIER_1)
+    x = (x ^ _shifted(x, 27)) * _signed(_MULTIPLIER_2)
+    return x ^ _shifted(x, 31)
+
+
+def combine(*parts: int | Tensor) -> Tensor:
+    """Fold integers (or int64 tensors that broadcast) into one key."""
+    key = torch.zeros((), dtype=torch.int64)
+    for part in parts:
+        part = part if isinstance(part, Tensor) else torch.tensor(_signed(part))
+        key = _mix((key.to(part.device) ^ part) + _signed(_GOLDEN))
+    return key
+
+
+def sample_key(seed: int, epoch: int, slot: int, repeat: int = 0) -> Tensor:
+    """The key of one sample: a scalar int64 tensor."""
+    return combine(seed, epoch, slot, repeat)
+
+
+def bits(keys: Tensor, stream: str, n: int) -> Tensor:
+    """`n` random 64-bit integers per key.
+
+    Args:
+        keys: int64 of any shape.
+        stream: what the numbers are for; different streams are independent.
+        n: how many per key.
+
+    Returns:
+        int64 of shape (*keys.shape, n), on the keys' device.
+    """
+    start = combine(keys, zlib.crc32(stream.encode()))
+    counter = torch.arange(1, n + 1, device=keys.device) * _signed(_GOLDEN)
+    return _mix(start.unsqueeze(-1) + counter)
+
+
+def uniform(keys: Tensor, stream: str, n: int) -> Tensor:
+    """`n` numbers per key, uniform in [0, 1), float64 of shape (*keys.shape, n)."""
+    return _shifted(bits(keys, stream, n), 11).double() * 2.0**-53
+
+
+def permutation(seed: int, epoch: int, n: int) -> Tensor:
+    """The order of an epoch: a permutation of range(n), int64."""
+    return bits(combine(seed, epoch), "permutation", n).argsort(stable=True)

@@ -1,0 +1,123 @@
+"""Batches for training and evaluation. Workers hold no state: a batch is a function of its step."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from kinetics400.batch import Batch
+from kinetics400.data import keys
+from kinetics400.data.dataset import ClipDataset, Failure, Sample, VideoViews, ViewDataset
+
+Item = tuple[int, int, int]  # (video index, epoch, slot)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How an epoch's slots fall to steps, ranks and micro-batches.
+
+    Step s of an epoch takes the slots [s * G, (s + 1) * G) of the epoch's order, G the global
+    batch, whatever the number of ranks; what is left at the end of the order is dropped.
+
+    Attributes:
+        batch_size: clips per rank and micro-batch.
+        accumulate: micro-batches per step.
+        world_size: ranks.
+        rank: this one.
+    """
+
+    batch_size: int
+    accumulate: int = 1
+    world_size: int = 1
+    rank: int = 0
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.batch_size * self.accumulate * self.world_size
+
+    def steps_per_epoch(self, num_videos: int) -> int:
+        return num_videos // self.global_batch_size
+
+    def slots(self, step_in_epoch: int, micro: int) -> range:
+        """This rank's slots of one micro-batch."""
+        share = micro * self.world_size + self.rank
+        start = step_in_epoch * self.global_batch_size + share * self.batch_size
+        return range(start, start + self.batch_size)
+
+
+class StepSampler(Sampler[list[Item]]):
+    """The items of every micro-batch from `start_step` to `total_steps`, over all epochs."""
+
+    def __init__(
+        self, num_videos: int, layout: Layout, *, seed: int, start_step: int, total_steps: int
+    ) -> None:
+        self.num_videos = num_videos
+        self.layout = layout
+        self.seed = seed
+        self.start_step = start_step
+        self.total_steps = total_steps
+
+    def __len__(self) -> int:
+        return (self.total_steps - self.start_step) * self.layout.accumulate
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        steps_per_epoch = self.layout.steps_per_epoch(self.num_videos)
+        order: list[int] = []
+        order_epoch = None
+        for step in range(self.start_step, self.total_steps):
+            epoch, step_in_epoch = divmod(step, steps_per_epoch)
+            if epoch != order_epoch:
+                order = keys.permutation(self.seed, epoch, self.num_videos).tolist()
+                order_epoch = epoch
+            for micro in range(self.layout.accumulate):
+                slots = self.layout.slots(step_in_epoch, micro)
+                yield [(order[slot], epoch, slot) for slot in slots]
+
+
+def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Failure]]:
+    """Stack samples into a batch; collect the failures behind them."""
+    batch = Batch(
+        torch.stack([sample.clip for sample in samples]),
+        torch.tensor([sample.label for sample in samples]),
+        torch.stack([sample.key for sample in samples]),
+    )
+    return batch, [failure for sample in samples for failure in sample.failures]
+
+
+def train_loader(
+    dataset: ClipDataset,
+    layout: Layout,
+    *,
+    start_step: int,
+    total_steps: int,
+    num_workers: int,
+    pin_memory: bool = False,
+) -> "DataLoader[Any]":
+    """Micro-batches `(Batch, failures)` for one rank, from `start_step` to the end of training."""
+    sampler = StepSampler(
+        len(dataset), layout, seed=dataset.seed, start_step=start_step, total_steps=total_steps
+    )
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        # Otherwise the loader would draw from the global generator, and dropout with it.
+        generator=torch.Generator(),
+    )
+
+
+def view_loader(
+    dataset: ViewDataset, *, rank: int, world_size: int, num_workers: int
+) -> "DataLoader[VideoViews]":
+    """This rank's videos of a test, one at a time; together the ranks see each video once."""
+    return DataLoader(
+        dataset,
+        sampler=range(rank, len(dataset), world_size),
+        batch_size=None,
+        num_workers=num_workers,
+        generator=torch.Generator(),
+    )

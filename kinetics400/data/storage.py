@@ -1,0 +1,128 @@
+"""Writing files so that a kill or a full disk never leaves half of one under its final name."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kinetics400.errors import StorageError
+
+
+@contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """Turn an `OSError` into a `StorageError` that says what was being done, and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{doing}: {error.strerror or error}. Nothing half-written was kept; free space or "
+            "repair the disk, then repeat the command: it continues."
+        ) from error
+
+
+def write_atomic(path: Path | str, data: bytes | str) -> None:
+    """Replace `path` by `data` in one step: temporary file beside it, fsync, rename, fsync folder.
+
+    The temporary name is fixed, so what a killed run left is overwritten by the next one.
+
+    Raises:
+        StorageError: the disk is full, read-only or failing; `path` is as it was before.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    content = data.encode() if isinstance(data, str) else data
+    with disk_errors(f"writing {path}"):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path | str) -> None:
+    """Make the names in `folder` durable (a rename is on disk only after this)."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path | str) -> None:
+    """Make a file's content durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of `folder` when the block succeeds.
+
+    Raises:
+        StorageError: the disk is full, read-only or failing; `folder` is as it was before.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    old = folder.with_name(f".{folder.name}.old")
+    with disk_errors(f"writing {folder}"):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for file in temporary.iterdir():
+                fsync_file(file)
+            fsync_folder(temporary)
+            if folder.exists():
+                # A folder cannot be renamed over a full one: the old one steps aside.
+                shutil.rmtree(old, ignore_errors=True)
+                folder.rename(old)
+            temporary.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+            fsync_folder(folder.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def append_json_lines(path: Path | str, rows: Iterable[dict[str, Any]]) -> None:
+    """Append one JSON object per line and fsync.
+
+    Raises:
+        StorageError: the disk is full, read-only or failing.
+    """
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    with disk_errors(f"writing {path}"), open(path, "a+b") as file:
+        # A kill may have torn the last line; without this the next row would be glued to it.
+        if file.seek(0, os.SEEK_END) > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                text = "\n" + text
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json_lines(path: Path | str) -> list[dict[str, Any]]:
+    """Rows of a journal, in order; none if it is absent. A line torn by a kill is skipped."""
+    rows = []
+    if not Path(path).exists():
+        return []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows

@@ -1,0 +1,222 @@
+"""Checkpoints of a run: safetensors and JSON, no pickle, complete or absent.
+
+<save_dir>/checkpoints/step-0000012000/   appears only by rename
+    model.safetensors  optimizer.safetensors
+    rank-00000.safetensors ...            random state of each rank
+    state.json                            counters and what the run must agree on
+    manifest.json                         written last: size and sha256 of every file
+"""
+
+import hashlib
+import json
+import math
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from kinetics400.data.storage import fsync_file, fsync_folder, write_atomic
+from kinetics400.engine.optim import load_optimizer_state, optimizer_state
+from kinetics400.errors import InputError
+from kinetics400.methods.base import Method
+
+SCHEMA = 1
+KEEP = 2
+_NAME = re.compile(r"step-(\d{10})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    folder: Path
+    step: int
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    fabric: Fabric,
+    root: Path,
+    *,
+    step: int,
+    method: Method,
+    optimizer: Optimizer,
+    agreed: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint, then drop all but the newest `KEEP`. Called by every rank.
+
+    Args:
+        fabric: the ranks.
+        root: `<save_dir>/checkpoints`.
+        step: steps done.
+        method: its parameters and buffers are saved.
+        optimizer: its moments are saved.
+        agreed: facts that a run continuing from here must share.
+    """
+    final = root / f"step-{step:010}"
+    temporary = root / f".tmp-step-{step:010}"
+    if fabric.is_global_zero:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    fabric.barrier()
+    _write_tensors(temporary / f"rank-{fabric.global_rank:05}.safetensors", _random_state())
+    fabric.barrier()
+    if fabric.is_global_zero:
+        _write_tensors(temporary / "model.safetensors", method.state_dict())
+        _write_tensors(temporary / "optimizer.safetensors", optimizer_state(optimizer))
+        state = {"schema": SCHEMA, "step": step, "agreed": dict(agreed)}
+        write_atomic(temporary / "state.json", json.dumps(state, indent=2))
+        manifest = {
+            file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+            for file in sorted(temporary.iterdir())
+        }
+        write_atomic(temporary / "manifest.json", json.dumps(manifest, indent=2))
+        if final.exists():  # the same step again, after a restart
+            shutil.rmtree(final)
+        temporary.rename(final)
+        fsync_folder(root)
+        for old in _folders(root)[:-KEEP]:
+            shutil.rmtree(old)
+    fabric.barrier()
+
+
+def find_checkpoint(root: Path) -> Checkpoint | None:
+    """The newest checkpoint, None where there is none.
+
+    Raises:
+        InputError: it is damaged; names the file.
+    """
+    folders = _folders(root)
+    return read_checkpoint(folders[-1]) if folders else None
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Verify a checkpoint folder against its manifest.
+
+    Raises:
+        InputError: it is no checkpoint, a file is damaged or missing, or it is of a newer schema.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        for name, entry in manifest.items():
+            if _sha256(folder / name) != entry["sha256"]:
+                raise InputError(
+                    f"checkpoint {folder}: {name} is damaged (its sha256 differs from the "
+                    "manifest's). Remove the folder to continue from the one before"
+                )
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder} is not a complete checkpoint: {error}") from error
+    if state.get("schema") != SCHEMA:
+        raise InputError(
+            f"checkpoint {folder} has schema {state.get('schema')}, this version reads {SCHEMA}"
+        )
+    return Checkpoint(folder, state["step"], state)
+
+
+def load_checkpoint(
+    fabric: Fabric,
+    checkpoint: Checkpoint,
+    *,
+    method: Method,
+    optimizer: Optimizer,
+    agreed: Mapping[str, Any],
+) -> None:
+    """Put model, moments and this rank's random state back.
+
+    Raises:
+        InputError: the run differs from the checkpoint's in what both must agree on.
+    """
+    check_agreement(checkpoint, agreed)
+    folder = checkpoint.folder
+    method.load_state_dict(load_file(folder / "model.safetensors"))
+    load_optimizer_state(optimizer, load_file(folder / "optimizer.safetensors"))
+    own = folder / f"rank-{fabric.global_rank:05}.safetensors"
+    if own.exists():  # absent when the number of ranks has grown: then they start afresh
+        _restore_random_state(load_file(own))
+
+
+def check_agreement(checkpoint: Checkpoint, agreed: Mapping[str, Any]) -> None:
+    """Refuse to continue a run with another one's settings.
+
+    Raises:
+        InputError: lists every difference.
+    """
+    before = checkpoint.state["agreed"]
+    now = json.loads(json.dumps(dict(agreed)))
+    changed = [
+        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise InputError(
+            f"the run in {checkpoint.folder.parent.parent} was started with other settings: "
+            f"{'; '.join(changed)}. Repeat its command, or choose another --save_dir"
+        )
+
+
+def _folders(root: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(folder for folder in root.glob("step-*") if _NAME.fullmatch(folder.name))
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file)
+    fsync_file(file)
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _random_state() -> dict[str, Tensor]:
+    """State of torch's, numpy's and Python's generators as tensors; NaN for no cached Gaussian."""
+    _, python_state, python_gauss = random.getstate()
+    _, numpy_keys, position, has_gauss, numpy_gauss = np.random.get_state()
+    gauss = [
+        float("nan") if python_gauss is None else python_gauss,
+        numpy_gauss if has_gauss else float("nan"),
+    ]
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor(python_state),
+        "numpy": torch.tensor([*numpy_keys.tolist(), position]),
+        "gauss": torch.tensor(gauss, dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore_random_state(state: Mapping[str, Tensor]) -> None:
+    python_gauss, numpy_gauss = (
+        None if math.isnan(value) else value for value in state["gauss"].tolist()
+    )
+    torch.set_rng_state(state["torch"])
+    random.setstate((3, tuple(state["python"].tolist()), python_gauss))
+    *numpy_keys, position = state["numpy"].tolist()
+    np.random.set_state(
+        (
+            "MT19937",
+            np.array(numpy_keys, dtype=np.uint32),
+            position,
+            int(numpy_gauss is not None),
+            numpy_gauss or 0.0,
+        )
+    )
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

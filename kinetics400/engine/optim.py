@@ -1,0 +1,59 @@
+"""AdamW over a method's parameter groups."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+
+def build_adamw(
+    groups: list[dict[str, Any]], *, betas: tuple[float, float], eps: float = 1e-8, fused: bool
+) -> Optimizer:
+    """Make the optimizer. The learning rate is set at every step (`set_lr`).
+
+    Args:
+        groups: what `Method.param_groups` gave.
+        betas: decay of the moments.
+        eps: added to the root of the second moment.
+        fused: one kernel for all parameters.
+    """
+    return AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused)
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Give each group the scheduled rate times its `lr_scale`, as published at every step."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    """The moments, as one flat mapping `<parameter name>.<moment>`."""
+    return {
+        f"{name}.{moment}": value
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        for moment, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, torch.Tensor]) -> None:
+    """Put the moments back.
+
+    Raises:
+        KeyError: a parameter has none.
+    """
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            optimizer.state[parameter] = {
+                moment: state[f"{name}.{moment}"].to(
+                    # Step counters live on the CPU unless the fused kernel keeps them by its side.
+                    device=parameter.device if moment != "step" or group["fused"] else "cpu"
+                )
+                for moment in ("step", "exp_avg", "exp_avg_sq")
+            }
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

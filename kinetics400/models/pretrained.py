@@ -1,0 +1,253 @@
+"""Weights on disk: find, read, check key by key, load.
+
+Three layouts are read, told apart by their content: Hugging Face folders (ours are such folders),
+and the official `.pth` of VideoMAE for pretraining and finetuning. All become our names (`keymaps`).
+"""
+
+import argparse
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kinetics400.errors import InputError
+from kinetics400.models.keymaps import from_hf, from_official, some
+from kinetics400.models.vit import VitConfig
+
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights under our names, and the sizes their folder states (None for a bare `.pth`)."""
+
+    source: str
+    state: dict[str, Tensor]
+    sizes: dict[str, int] | None
+    label_names: tuple[str, ...] | None = None
+
+
+# --- find -----------------------------------------------------------------------------------------
+
+
+def find_weights(pretrained_dir: Path | None, pretrained_name: str | None) -> Path | None:
+    """Where the named weights lie on this machine, None if nowhere.
+
+    A given directory is searched alone and never causes a download: itself, `model` in it, the
+    name in it, the name's last part in it (and `model` in those), a single `.pth` in it. Without a
+    directory the name is a folder, a file, or in the hub's cache.
+
+    Raises:
+        InputError: neither is given, or the directory holds several `.pth` files and no folder.
+    """
+    if pretrained_dir is None:
+        if pretrained_name is None:
+            raise InputError("--pretrained needs --pretrained_dir, --pretrained_name or both")
+        if Path(pretrained_name).exists():
+            return find_weights(Path(pretrained_name), None)
+        cached = _cached(pretrained_name)
+        return cached.parent if cached else None
+    if pretrained_dir.is_file():
+        return pretrained_dir
+    for folder in _candidates(pretrained_dir, pretrained_name):
+        if any((folder / name).is_file() for name in WEIGHTS_FILES):
+            return folder
+    pth_files = sorted(pretrained_dir.glob("*.pth"))
+    if len(pth_files) > 1:
+        names = ", ".join(file.name for file in pth_files)
+        raise InputError(
+            f"--pretrained_dir {pretrained_dir} holds several .pth files ({names}): give the path "
+            "of one of them"
+        )
+    return pth_files[0] if pth_files else None
+
+
+def _candidates(folder: Path, name: str | None) -> list[Path]:
+    found = [folder, folder / "model"]
+    if name:
+        for inner in dict.fromkeys((folder / name, folder / name.rsplit("/", 1)[-1])):
+            found += [inner, inner / "model"]
+    return found
+
+
+def _cached(name: str) -> Path | None:
+    for file in WEIGHTS_FILES:
+        try:
+            path = try_to_load_from_cache(name, file)
+        except HFValidationError as error:
+            raise InputError(
+                f"--pretrained_name {name!r} is neither a path that exists nor a hub name: {error}"
+            ) from error
+        if isinstance(path, str):
+            return Path(path)
+    return None
+
+
+def download_weights(pretrained_name: str) -> Path:
+    """Fetch a model of the hub into its cache.
+
+    Raises:
+        InputError: the hub does not have it or cannot be reached.
+    """
+    try:
+        folder = snapshot_download(pretrained_name, allow_patterns=["config.json", *WEIGHTS_FILES])
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise InputError(
+            f"--pretrained_name {pretrained_name}: not in the local cache, and the hub did not "
+            f"give it ({type(error).__name__}). Put the model's folder on this machine and name "
+            "it with --pretrained_dir"
+        ) from error
+    return Path(folder)
+
+
+# --- read -----------------------------------------------------------------------------------------
+
+
+def read_weights(path: Path) -> Weights:
+    """Read a Hugging Face folder or an official `.pth` into our names.
+
+    Raises:
+        InputError: the file is damaged, holds something else than tensors, or is no VideoMAE.
+    """
+    if path.is_dir():
+        file = next(path / name for name in WEIGHTS_FILES if (path / name).is_file())
+        config = _read_config(path / "config.json")
+        state = _read_tensors(file)
+        return Weights(str(path), from_hf(state, str(file)), _sizes(config), _label_names(config))
+    return Weights(str(path), from_official(_read_tensors(path), str(path)), None)
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    if file.suffix == ".safetensors":
+        try:
+            return load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} cannot be read as safetensors: {error}") from error
+    try:
+        # Official training checkpoints carry their command line beside the weights, as a plain
+        # Namespace; nothing else but tensors and containers is let in.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{file} cannot be loaded safely as tensors (weights_only=True): {reason}"
+        ) from error
+    for key in ("model", "module"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{file} holds no state dict")
+    if not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{file} holds other things than tensors in its state dict")
+    return dict(content)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    if not isinstance(config, dict) or config.get("model_type") != "videomae":
+        raise InputError(f"{file} is not a VideoMAE model's (model_type must be 'videomae')")
+    return config
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes of the encoder, with the defaults of the Hugging Face class for absent ones."""
+    defaults = {
+        "image_size": 224,
+        "patch_size": 16,
+        "num_frames": 16,
+        "tubelet_size": 2,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    }
+    theirs = {key: config.get(key, default) for key, default in defaults.items()}
+    return {
+        "embed_dim": theirs.pop("hidden_size"),
+        "depth": theirs.pop("num_hidden_layers"),
+        "num_heads": theirs.pop("num_attention_heads"),
+        **theirs,
+    }
+
+
+def _label_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    names = config.get("id2label")
+    return tuple(names[key] for key in sorted(names, key=int)) if names else None
+
+
+# --- check and load -------------------------------------------------------------------------------
+
+
+def check_architecture(weights: Weights, config: VitConfig) -> None:
+    """Compare the sizes that a folder states with those asked for.
+
+    Raises:
+        InputError: they differ; lists every difference.
+    """
+    stated = weights.sizes or {}
+    wrong = [
+        f"{name} is {value}, asked for {getattr(config, name)}"
+        for name, value in stated.items()
+        if value != getattr(config, name)
+    ]
+    if wrong:
+        raise InputError(f"{weights.source} is another architecture: {'; '.join(wrong)}")
+
+
+def load_pretrained(
+    module: nn.Module,
+    weights: Weights,
+    *,
+    may_miss: Sequence[str] = (),
+    may_drop: Sequence[str] = (),
+) -> None:
+    """Copy weights into a module, key by key.
+
+    Args:
+        module: its parameters' names are ours.
+        weights: what `read_weights` gave.
+        may_miss: prefixes of parameters that may keep their initial values.
+        may_drop: prefixes of weights that may be left unused.
+
+    Raises:
+        InputError: keys are missing or unexpected, or shapes differ; lists them.
+    """
+    own = module.state_dict()
+    theirs = {k: v for k, v in weights.state.items() if k in own or not _begins(k, may_drop)}
+    missing = [key for key in own if key not in theirs and not _begins(key, may_miss)]
+    unexpected = [key for key in theirs if key not in own]
+    shapes = [
+        f"{key} is {tuple(value.shape)}, asked for {tuple(own[key].shape)}"
+        for key, value in theirs.items()
+        if key in own and value.shape != own[key].shape
+    ]
+    problems = [
+        f"{title}: {some(keys)}"
+        for title, keys in (
+            ("missing keys", missing),
+            ("unexpected keys", unexpected),
+            ("another architecture", shapes),
+        )
+        if keys
+    ]
+    if problems:
+        raise InputError(
+            f"{weights.source} does not fit the model asked for. {'. '.join(problems)}"
+        )
+    module.load_state_dict(theirs, strict=False)
+
+
+def _begins(key: str, prefixes: Sequence[str]) -> bool:
+    return key.startswith(tuple(prefixes))
