@@ -40,6 +40,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
 
 
 def usage() -> str:
+    """The table of commands."""
     lines = [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         ["usage: kinetics400 COMMAND [flags]   (COMMAND --help lists its flags)", "", *lines]

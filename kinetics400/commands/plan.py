@@ -90,6 +90,11 @@ def check_shared(config: RunConfig, problems: Problems) -> None:
         problems.require(
             value is None or value >= least, f"--{name} {value} must be at least {least}"
         )
+    check_dtype(device, problems)
+
+
+def check_dtype(device: DeviceFlags, problems: Problems) -> None:
+    """Check that the input's type goes with the precision."""
     allowed = PRECISION_DTYPES[device.precision]
     problems.require(
         device.dtype is None or device.dtype in allowed,

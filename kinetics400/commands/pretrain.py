@@ -33,7 +33,7 @@ BETAS = (0.9, 0.95)  # MCG-NJU/VideoMAE scripts/kinetics/*/pretrain.sh
 ANY_LABEL = 2**31
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the command; see kinetics400.__main__ for exit codes."""
     config = parse(
         PretrainConfig,
@@ -99,10 +99,10 @@ def pretrain(run: Run) -> None:
     assert run.train_videos is not None
     model_dir = config.saving.save_dir / "model"
     checkpoint = open_run(config)
-    if checkpoint is not None and checkpoint.step == run.schedule.total_steps:
-        if model_dir.exists():
-            say(f"{config.saving.save_dir} is finished: the model lies in {model_dir}")
-            return
+    done = checkpoint is not None and checkpoint.step == run.schedule.total_steps
+    if done and model_dir.exists():
+        say(f"{config.saving.save_dir} is finished: the model lies in {model_dir}")
+        return
     size, model = config.model.input_size, config.model
     dataset = ClipDataset(
         run.train_videos,

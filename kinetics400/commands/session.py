@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
+from lightning.fabric.strategies.ddp import DDPStrategy
 
 from kinetics400 import __version__
 from kinetics400.augment.pipeline import Augment
 from kinetics400.commands.plan import Run, RunConfig, Schedule
 from kinetics400.config.common import DeviceFlags
+from kinetics400.config.finetuning import TrainConfig
 from kinetics400.config.parse import to_recipe
 from kinetics400.data import keys
 from kinetics400.data.dataset import ClipDataset, Failure
@@ -159,6 +160,7 @@ def _plan(config: RunConfig, schedule: Schedule) -> Plan:
         clip_grad=config.optimization.clip_grad,
         log_every=config.run.log_every,
         save_every=config.saving.save_frequency,
+        eval_every=config.evaluation.eval_frequency if isinstance(config, TrainConfig) else 1,
     )
 
 

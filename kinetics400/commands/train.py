@@ -1,7 +1,6 @@
 """`python -m train`: finetune a video classifier and evaluate it."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -9,6 +8,7 @@ import torch
 from lightning.fabric import Fabric
 
 from kinetics400.augment.pipeline import training_augment
+from kinetics400.commands.evaluate import outcome, parse_views, score, summarize
 from kinetics400.commands.plan import (
     Problems,
     Run,
@@ -22,15 +22,13 @@ from kinetics400.commands.plan import (
 )
 from kinetics400.commands.session import meta_device, model_card, open_run, say, train
 from kinetics400.config.defaults import FINETUNING
-from kinetics400.config.finetuning import EvaluationFlags, PretrainedFlags, TrainConfig
+from kinetics400.config.finetuning import PretrainedFlags, TrainConfig
 from kinetics400.config.parse import parse
 from kinetics400.data import sampling
-from kinetics400.data.annotations import VideoTable, label_names
-from kinetics400.data.dataset import ClipDataset, ViewDataset
+from kinetics400.data.annotations import label_names
+from kinetics400.data.dataset import ClipDataset
 from kinetics400.data.library import PUBLISHED_COUNTS
-from kinetics400.data.loader import view_loader
 from kinetics400.data.storage import write_atomic
-from kinetics400.engine.evaluation import Evaluation, ViewTransform, evaluate
 from kinetics400.errors import InputError, MissingInput
 from kinetics400.methods.base import Method
 from kinetics400.methods.classification import Classification
@@ -53,7 +51,7 @@ ONLY_IN_PRETRAINING = ("decoder.", "encoder_to_decoder.", "mask_token", "encoder
 ONLY_IN_CLASSIFIER = ("fc_norm.", "head.")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the command; see kinetics400.__main__ for exit codes."""
     config = parse(
         TrainConfig,
@@ -140,23 +138,12 @@ def check_own(config: TrainConfig, problems: Problems) -> None:
     problems.require(
         0 <= config.augmentation.flip <= 1, f"--flip {config.augmentation.flip} must lie in [0, 1]"
     )
+    problems.require(
+        config.evaluation.eval_frequency >= 1,
+        f"--eval_frequency {config.evaluation.eval_frequency} must be at least 1",
+    )
     problems.catch(lambda: parse_views(config.evaluation.views))
     problems.catch(lambda: class_names(config))
-
-
-def parse_views(views: str) -> tuple[int, int]:
-    """Segments and crops of a test protocol.
-
-    >>> parse_views("5x3")
-    (5, 3)
-
-    Raises:
-        InputError: it is not of the form SxC.
-    """
-    match = re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,2})", views)
-    if not match:
-        raise InputError(f"--views {views!r} must be segments x crops, as 5x3 or 1x1")
-    return int(match[1]), int(match[2])
 
 
 def class_names(config: TrainConfig) -> tuple[str, ...]:
@@ -199,7 +186,7 @@ def load_encoder(
         return
     check_architecture(weights, method.encoder.config)
     classes = weights.state.get("head.weight")
-    drop = ONLY_IN_PRETRAINING
+    drop: tuple[str, ...] = ONLY_IN_PRETRAINING
     if classes is not None and len(classes) != method.num_classes:
         say(f"the head of {weights.source} has {len(classes)} classes: starting with a fresh one")
         drop = (*drop, "head.")
@@ -241,11 +228,11 @@ def finetune(run: Run) -> None:
     save_dir, model = config.saving.save_dir, config.model
     results_file = save_dir / "results.json"
     checkpoint = open_run(config)
-    if checkpoint is not None and checkpoint.step == run.schedule.total_steps:
-        if results_file.exists():
-            results = json.loads(results_file.read_text(encoding="utf-8"))
-            say(f"{save_dir} is finished: {_outcome(results)}")
-            return
+    done = checkpoint is not None and checkpoint.step == run.schedule.total_steps
+    if done and results_file.exists():
+        results = json.loads(results_file.read_text(encoding="utf-8"))
+        say(f"{save_dir} is finished: {outcome(results)}")
+        return
     dataset = ClipDataset(
         run.train_videos,
         sample_frames=partial(_frames, model.num_frames, config.data.sampling_rate),
@@ -256,8 +243,17 @@ def finetune(run: Run) -> None:
         seed=config.run.seed,
     )
 
+    scored = partial(
+        score,
+        videos=run.val_videos,
+        sampling_rate=config.data.sampling_rate,
+        clips_per_forward=config.optimization.batch_size,
+        num_workers=config.data.n_worker,
+        merge=config.evaluation.merge,
+    )
+
     def centre_view(fabric: Fabric, method: Method) -> Mapping[str, float]:
-        result = test(fabric, method, config, run.val_videos, views=(1, 1))
+        result = scored(fabric, method, views=(1, 1))
         return {"val_top1_acc": result.top1_acc, "val_top5_acc": result.top5_acc}
 
     fabric = train(
@@ -267,77 +263,19 @@ def finetune(run: Run) -> None:
         checkpoint=checkpoint,
         evaluate=centre_view,
     )
-    views = parse_views(config.evaluation.views)
-    result = test(fabric, method, config, run.val_videos, views=views)
+    protocol = config.evaluation
+    result = scored(fabric, method, views=parse_views(protocol.views))
     if fabric.is_global_zero:
-        results = summarize(result, config.evaluation)
+        results = summarize(result, views=protocol.views, merge=protocol.merge)
         save_pretrained(
             save_dir / "model",
             state=method.state_dict(),
             config=hf_config(method.encoder.config, label_names=class_names(config)),
-            card=model_card("VideoMAE, finetuned", run, f"{_outcome(results)}."),
+            card=model_card("VideoMAE, finetuned", run, f"{outcome(results)}."),
         )
-        write_atomic(results_file, json.dumps(results, indent=2))
-        say(f"{_outcome(results)}; the model lies in {save_dir / 'model'}")
+        write_atomic(results_file, json.dumps(results, indent=2) + "\n")
+        say(f"{outcome(results)}; the model lies in {save_dir / 'model'}")
     fabric.barrier()
-
-
-def test(
-    fabric: Fabric,
-    method: Method,
-    config: TrainConfig,
-    videos: VideoTable | None,
-    *,
-    views: tuple[int, int],
-    transform: ViewTransform | None = None,
-) -> Evaluation:
-    """Score a split with a test protocol of (segments, crops)."""
-    assert videos is not None
-    dataset = ViewDataset(
-        videos,
-        num_frames=config.model.num_frames,
-        sampling_rate=config.data.sampling_rate,
-        num_segments=views[0],
-        num_crops=views[1],
-        size=config.model.input_size,
-    )
-    loader = view_loader(
-        dataset,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-        num_workers=config.data.n_worker,
-    )
-    return evaluate(
-        fabric,
-        method,
-        loader,
-        num_videos=len(videos),
-        num_classes=config.classifier.num_classes,
-        merge=config.evaluation.merge,
-        clips_per_forward=config.optimization.batch_size,
-        transform=transform,
-    )
-
-
-def summarize(result: Evaluation, flags: EvaluationFlags) -> dict[str, object]:
-    """What results.json holds."""
-    return {
-        "top1_acc": result.top1_acc,
-        "top5_acc": result.top5_acc,
-        "num_videos": result.num_videos,
-        "num_scored": result.num_scored,
-        "views": flags.views,
-        "merge": flags.merge,
-        "failures": [{"path": bad.path, "reason": bad.reason} for bad in result.failures],
-    }
-
-
-def _outcome(results: Mapping[str, object]) -> str:
-    return (
-        f"top-1 {results['top1_acc']:.2f} %, top-5 {results['top5_acc']:.2f} % with "
-        f"{results['views']} views on {results['num_videos']:,} videos "
-        f"({results['num_scored']:,} could be read)"
-    )
 
 
 def _frames(num_frames: int, sampling_rate: int, length: int, u: float) -> list[int]:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from kinetics400.config.common import (
     DataFlags,
@@ -11,6 +10,7 @@ from kinetics400.config.common import (
     OptimizationFlags,
     RunFlags,
 )
+from kinetics400.config.evaluation import ProtocolFlags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +57,11 @@ class AugmentationFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationFlags:
+class EvaluationFlags(ProtocolFlags):
     """Evaluation."""
 
-    val_list: Path | None = None
-    """Another list of validation videos; names without a leading / start from videos_val."""
-    views: str = "5x3"
-    """Test protocol at the end: clips along time x crops along the long side."""
-    merge: Literal["prob", "logit"] = "prob"
-    """Average the views' softmaxes, as published, or their logits."""
+    eval_frequency: int = 1
+    """Epochs between evaluations with a single centre view; the protocol above runs at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)

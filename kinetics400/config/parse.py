@@ -49,7 +49,7 @@ def parse(config_type: type[Config], argv: Sequence[str], *, prog: str, descript
 
 def field_names(config_type: type) -> Iterator[str]:
     """Names of all flags of a config, groups flattened."""
-    for field in dataclasses.fields(config_type):  # type: ignore[arg-type]
+    for field in dataclasses.fields(config_type):
         if dataclasses.is_dataclass(field.type):
             yield from field_names(field.type)  # type: ignore[arg-type]
         else:
@@ -57,6 +57,7 @@ def field_names(config_type: type) -> Iterator[str]:
 
 
 def has_field(config_type: type, name: str) -> bool:
+    """Whether a config has a flag of this name."""
     return name in field_names(config_type)
 
 

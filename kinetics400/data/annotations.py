@@ -123,7 +123,8 @@ def parse_list(data: bytes, *, source: str, num_classes: int) -> VideoTable:
     problems: list[str] = []
     for number, line in enumerate(lines, 1):
         name, _, label_text = line.rpartition(" ")
-        good_label = label_text.isdecimal() and label_text.isascii() and int(label_text) < num_classes
+        is_number = label_text.isdecimal() and label_text.isascii()
+        good_label = is_number and int(label_text) < num_classes
         if not good_label or not name.endswith(VIDEO_SUFFIXES) or len(line) > LONGEST_LINE:
             problem = _problem(line, num_classes)
         else:

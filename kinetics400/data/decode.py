@@ -104,9 +104,8 @@ class VideoReader:
         try:
             self._container.seek(time, stream=self._stream)
             for frame in self._container.decode(self._stream):
-                number = self._number.get(frame.pts)
-                if number is not None:
-                    yield number, frame
+                if frame.pts in self._number:
+                    yield self._number[frame.pts], frame
         except FFmpegError as error:
             raise DecodeError(f"{self._path!r} is damaged: {error}") from error
 

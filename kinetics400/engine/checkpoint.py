@@ -186,7 +186,8 @@ def _sha256(file: Path) -> str:
 def _random_state() -> dict[str, Tensor]:
     """State of torch's, numpy's and Python's generators as tensors; NaN for no cached Gaussian."""
     _, python_state, python_gauss = random.getstate()
-    _, numpy_keys, position, has_gauss, numpy_gauss = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    _, numpy_keys, position, has_gauss, numpy_gauss = numpy_state
     gauss = [
         float("nan") if python_gauss is None else python_gauss,
         numpy_gauss if has_gauss else float("nan"),

@@ -22,6 +22,8 @@ FORMATS = {
     "data_time": "data {:.3f} s",
     "step_time": "step {:.3f} s",
     "memory": "mem {:.1f} GiB",
+    "val_top1_acc": "val top-1 {:.2f} %",
+    "val_top5_acc": "top-5 {:.2f} %",
 }
 
 
@@ -83,7 +85,7 @@ class RunLog:
 
         path = save_dir / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if row["step"] <= start_step]
-        self._file = open(path, "w", encoding="utf-8")
+        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
         self._file.writelines(json.dumps(row) + "\n" for row in kept)
         self._writer = SummaryWriter(str(save_dir), purge_step=start_step + 1)
         console = Console()
@@ -111,21 +113,22 @@ class RunLog:
         elif self._file is not None:
             print(text, flush=True)
 
-    def metrics(self, step: int, values: Mapping[str, float], *, quiet: bool = False) -> None:
-        """Record scalars after `step` steps; training's go to the console as one line."""
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record scalars after `step` steps, and tell the console in one line."""
         if self._file is None or self._writer is None:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-        if not quiet:
-            self._show(step, values)
+        self._show(step, values)
 
     def _show(self, step: int, values: Mapping[str, float]) -> None:
-        done = step - self._start_step
-        rate = (time.monotonic() - self._started) / max(done, 1)
         parts = [text.format(values[name]) for name, text in FORMATS.items() if name in values]
+        if "loss" not in values:  # an evaluation, not a training line
+            self.say(f"epoch {values['epoch']:g}  " + "  ".join(parts))
+            return
+        rate = (time.monotonic() - self._started) / max(step - self._start_step, 1)
         parts.append(f"ETA {duration(rate * (self.total_steps - step))}")
         line = f"step {step}/{self.total_steps}  " + "  ".join(parts)
         if self._bar is not None:

@@ -30,6 +30,7 @@ class Plan:
         clip_grad: largest gradient norm; None leaves gradients alone.
         log_every: steps between log lines.
         save_every: epochs between checkpoints.
+        eval_every: epochs between evaluations.
     """
 
     total_steps: int
@@ -40,6 +41,7 @@ class Plan:
     clip_grad: float | None = None
     log_every: int = 10
     save_every: int = 1
+    eval_every: int = 1
 
 
 def fit(
@@ -68,7 +70,7 @@ def fit(
         log: where metrics go.
         start_step: steps already done.
         save: called with the number of steps done every `save_every` epochs and at the end.
-        evaluate: called after each epoch; what it returns is logged.
+        evaluate: called every `eval_every` epochs and at the end; what it returns is logged.
         on_failures: called with the step and the videos that could not be read.
 
     Raises:
@@ -95,6 +97,7 @@ def fit(
             meter.add(values)
         if plan.clip_grad is not None:
             norm = fabric.clip_gradients(model, optimizer, max_norm=plan.clip_grad)
+            assert norm is not None
             meter.add({"grad_norm": norm})
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -103,12 +106,13 @@ def fit(
         done = step + 1
         method.after_step(done / plan.total_steps)
         epoch, step_in_epoch = divmod(done, plan.steps_per_epoch)
-        if done % plan.log_every == 0 or done == plan.total_steps:
+        last = done == plan.total_steps
+        if done % plan.log_every == 0 or last:
             log.metrics(done, {"epoch": done / plan.steps_per_epoch, "lr": lr, **meter.read(done)})
         if step_in_epoch == 0:
-            if evaluate is not None:
-                log.metrics(done, {"epoch": epoch, **evaluate(done)}, quiet=True)
-            if save is not None and (epoch % plan.save_every == 0 or done == plan.total_steps):
+            if evaluate is not None and (epoch % plan.eval_every == 0 or last):
+                log.metrics(done, {"epoch": epoch, **evaluate(done)})
+            if save is not None and (epoch % plan.save_every == 0 or last):
                 save(done)
             meter.restart_clock()
 
@@ -141,8 +145,9 @@ class _Meter:
     def read(self, step: int) -> dict[str, float]:
         """Means over ranks and steps since the last reading, rates and times; starts anew."""
         names = sorted(self._sums)
-        means = torch.stack([self._sums[name] / self._counts[name] for name in names])
-        means = self._fabric.all_reduce(means, reduce_op="mean")
+        own = torch.stack([self._sums[name] / self._counts[name] for name in names])
+        means = self._fabric.all_reduce(own, reduce_op="mean")
+        assert isinstance(means, Tensor)
         values = dict(zip(names, means.tolist(), strict=True))
         if not math.isfinite(values["loss"]):
             raise Failure(

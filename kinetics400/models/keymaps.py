@@ -92,9 +92,9 @@ def _translate(key: str, source: int, target: int) -> str:
                 return stem
             inner = _translate_block_part(rest, source, target)
             return f"{stem}.{inner}" if inner else ""
-    for stem in _STEMS:
-        if key.startswith(stem[source] + "."):
-            return stem[target] + key.removeprefix(stem[source])
+    for names in _STEMS:
+        if key.startswith(names[source] + "."):
+            return names[target] + key.removeprefix(names[source])
     return ""
 
 
@@ -130,5 +130,6 @@ def from_official(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
 
 
 def some(keys: Sequence[str], most: int = 10) -> str:
+    """The first keys, for a message."""
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return ", ".join(keys[:most]) + more

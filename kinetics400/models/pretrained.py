@@ -1,7 +1,8 @@
 """Weights on disk: find, read, check key by key, load.
 
 Three layouts are read, told apart by their content: Hugging Face folders (ours are such folders),
-and the official `.pth` of VideoMAE for pretraining and finetuning. All become our names (`keymaps`).
+and the official `.pth` of VideoMAE for pretraining and finetuning. All become our names
+(`keymaps`).
 """
 
 import argparse

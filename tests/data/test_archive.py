@@ -278,6 +278,8 @@ def test_roll_back_spares_what_was_there_before(place: Path) -> None:
     assert tree(place) == before
 
 
+WITHOUT_END = make_tar(HONEST)
+WITHOUT_END = WITHOUT_END[: -(-len(WITHOUT_END.rstrip(b"\0")) // 512) * 512]
 GOOD = gzip.compress(make_tar(HONEST))
 
 
@@ -301,6 +303,7 @@ def flipped(data: bytes, position: int) -> bytes:
         (gzip.compress(make_tar(HONEST) + make_tar(HONEST)), "follows the end of the tar"),
         (gzip.compress(make_tar(HONEST)[:150_000]), "incomplete"),
         (gzip.compress(make_tar(HONEST).rstrip(b"\0")), "incomplete|no end|unexpected end"),
+        (gzip.compress(WITHOUT_END), "no end"),
         (gzip.compress(flipped(make_tar(HONEST), 4097)), "header is|follows"),
     ],
 )

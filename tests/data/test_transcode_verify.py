@@ -224,6 +224,37 @@ def test_edit_list_that_hides_frames_passes(tmp_path: Path) -> None:
     assert 28 <= verdict.n_frames < 60
 
 
+def test_one_flipped_bit_is_found_where_the_codec_has_checksums(tmp_path: Path) -> None:
+    """FFmpeg's default is to log the mismatch and to deliver the frame."""
+    options = {"level": "3", "slicecrc": "1"}
+    data = bytearray(encode(tmp_path / "a.mkv", n_frames=4, codec="ffv1", options=options))
+    assert isinstance(verify_video(str(tmp_path / "a.mkv")), VideoInfo)
+    data[len(data) // 2] ^= 1
+    (tmp_path / "a.mkv").write_bytes(data)
+    verdict = verify_video(str(tmp_path / "a.mkv"))
+    assert isinstance(verdict, Refused) and verdict.reason == "damaged"
+
+
+def test_header_that_promises_a_longer_video_passes_when_all_frames_are_there(
+    tmp_path: Path,
+) -> None:
+    data = bytearray(encode(tmp_path / "x.mp4"))
+    for box, offset in ((b"mdhd", 20), (b"elst", 12), (b"mvhd", 20), (b"tkhd", 24)):
+        at = data.index(box) + offset
+        data[at : at + 4] = (2 * int.from_bytes(data[at : at + 4])).to_bytes(4)
+    (tmp_path / "a.mp4").write_bytes(data)
+    assert isinstance(verify_video(str(tmp_path / "a.mp4")), VideoInfo)
+
+
+def test_relative_name_that_looks_like_a_protocol_is_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    encode(tmp_path / "x.mp4", n_frames=3)
+    (tmp_path / "x.mp4").rename(tmp_path / "concat:x.mp4")
+    assert isinstance(verify_video("concat:x.mp4"), VideoInfo)
+
+
 def test_rotation_in_the_header_passes(tmp_path: Path) -> None:
     data = bytearray(encode(tmp_path / "x.mp4"))
     at = data.index(b"tkhd") + 4 + 40  # the 3×3 matrix, 16.16 fixed point
