@@ -21,7 +21,7 @@ STAMP := $(VENV)/.kinetics400-$(KEY)
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format clean
+.PHONY: help env demo test check format docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z]+:.*##/ { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ check: $(STAMP)  ## lint, formatting, types, import directions, forbidden calls
 format: $(STAMP)  ## format the code and sort imports
 	$(PYTHON) -m ruff check --select I --fix .
 	$(PYTHON) -m ruff format .
+
+docs: $(STAMP)  ## fill the tables of README.md from results/
+	$(PYTHON) docs/tables.py
 
 clean:  ## remove build products and caches; not the environment, data, weights or results
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -22,7 +22,7 @@ def _decoder(embed_dim: int, depth: int, num_heads: int) -> DecoderConfig:
 
 
 ARCHITECTURES = {
-    "tiny": Architecture(96, 4, 3, _decoder(48, 1, 3)),  # ours, for the demo and the tests
+    "tiny": Architecture(128, 4, 4, _decoder(64, 1, 2)),  # ours, for the demo and the tests
     "small": Architecture(384, 12, 6, _decoder(192, 4, 3)),
     "base": Architecture(768, 12, 12, _decoder(384, 4, 6)),
     "large": Architecture(1024, 24, 16, _decoder(512, 12, 8)),

@@ -149,7 +149,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("calls", [1, 2, 9, 20, 26, 32, 35, 38, 41, 44, 47, 50])
+@pytest.mark.parametrize("calls", [1, 2, 9, 20, 26, 32, 35, 38, 41, 44, 47, 50, 53])
 def test_killed_anywhere_a_rerun_gives_the_same_tree(tmp_path: Path, calls: int) -> None:
     make_archive(tmp_path, MEMBERS)
     library = tmp_path / "Kinetics-400"
@@ -391,7 +391,8 @@ def test_children_and_command_run_without_torch(tmp_path: Path) -> None:
     code = f"""
         import sys
         from kinetics400.__main__ import run_command
-        assert run_command("preprocess", ["--data_dir", {str(tmp_path)!r}, "--max_bad_share", "1"]) == 0
+        argv = ["--data_dir", {str(tmp_path)!r}, "--max_bad_share", "1"]
+        assert run_command("preprocess", argv) == 0
         assert "torch" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True)

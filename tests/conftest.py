@@ -1,0 +1,80 @@
+"""Small videos and a small dataset, encoded here. Fixtures only: nothing is imported from here."""
+
+import os
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+# Before torch is imported, and for every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import av
+import numpy as np
+import pytest
+
+
+def _encode(
+    path: Path,
+    *,
+    n_frames: int = 48,
+    height: int = 48,
+    width: int = 64,
+    fps: int | str = 30,
+    seed: int = 0,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    times: list[int] | None = None,
+) -> Path:
+    """Encode moving noise, every frame unlike the others; `times` in ticks of 1/90 s if uneven."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    texture = coarse.repeat(-(-height // 6), axis=0).repeat(-(-width // 8), axis=1)
+    texture = texture[:height, :width]
+    step = rng.integers(1, 4)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=Fraction(fps), options=options or {})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 90)
+        for i in range(n_frames):
+            image = np.roll(texture, int(step) * i, axis=1).copy()
+            image[:4] = 255 * i // max(1, n_frames - 1)  # the frame's number as brightness
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[i], Fraction(1, 90)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_video() -> Callable[..., Path]:
+    """`make_video(path, n_frames=, height=, width=, fps=, seed=, codec=, options= …)`."""
+    return _encode
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A preprocessed folder: 24 + 8 videos, 4 labels, one short and one portrait in each split.
+
+    Shared by the whole session: copy it before changing anything in it.
+    """
+    folder = tmp_path_factory.mktemp("data") / "Kinetics-400"
+    for split, count in (("train", 24), ("val", 8)):
+        rows = []
+        for i in range(count):
+            name = f"{split}_{i:02}.mp4"
+            height, width = (64, 48) if i == 1 else (48, 64)
+            _encode(
+                folder / f"videos_{split}" / name,
+                n_frames=5 if i == 0 else 40 + i,
+                height=height,
+                width=width,
+                seed=100 * (split == "val") + i,
+            )
+            rows.append(f"{name} {i % 4}\n")
+        (folder / f"kinetics400_{split}_list_videos.txt").write_text("".join(rows))
+    return folder
