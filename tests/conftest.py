@@ -26,6 +26,7 @@ def _encode(
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
     times: list[int] | None = None,
+    title: str = "",
 ) -> Path:
     """Encode moving noise, every frame unlike the others; `times` in ticks of 1/90 s if uneven."""
     rng = np.random.default_rng(seed)
@@ -35,6 +36,7 @@ def _encode(
     step = rng.integers(1, 4)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=container_options or {}) as container:
+        container.metadata["title"] = title
         stream = container.add_stream(codec, rate=Fraction(fps), options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         if times is not None:

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     problems.raise_any()
     method = load_classifier(subject.checkpoint, dtype=input_dtype(config.device))
     videos = open_split(
-        subject.data_dir, "val", list_path=protocol.val_list, num_classes=method.num_classes
+        subject.data_dir, "val", list_path=subject.val_list, num_classes=method.num_classes
     )
     fabric = launch(config.device)
     fabric.setup_module(method)  # moves it and sets its precision, in place

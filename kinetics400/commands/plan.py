@@ -216,16 +216,22 @@ def missing_devices(device: DeviceFlags) -> list[str]:
     On a CPU a device is a process; `auto` takes no more of them than there are cores.
     """
     gpus = torch.cuda.device_count()
-    cores = os.cpu_count() or 1
-    if device.accelerator == "cuda" or (device.accelerator == "auto" and gpus > 0):
+    on_gpu = device.accelerator == "cuda" or (device.accelerator == "auto" and gpus > 0)
+    if on_gpu:
         have, kind = gpus, "CUDA device(s)"
     elif device.accelerator == "auto":
-        have, kind = cores, "CPU core(s) and no CUDA device"
+        have, kind = os.cpu_count() or 1, "CPU core(s) and no CUDA device"
     else:
-        return []
-    if device.n_device <= have:
-        return []
-    return [f"devices: --n_device {device.n_device} asked for, this machine has {have} {kind}"]
+        have, kind = device.n_device, "processes"
+    missing = []
+    if device.n_device > have:
+        missing.append(
+            f"devices: --n_device {device.n_device} asked for, this machine has {have} {kind}"
+        )
+    if device.precision.startswith("16-") and not on_gpu:
+        # Fabric would quietly take bfloat16 instead.
+        missing.append(f"devices: --precision {device.precision} needs a CUDA device")
+    return missing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,9 @@ def prepare(config: PretrainConfig) -> Run:
     problems.raise_any()
     missing = missing_devices(config.device)
     table = open_table(config, "train", config.data.train_list, ANY_LABEL, missing)
+    val_table = None
+    if config.run.dry_run:
+        val_table = open_table(config, "val", config.data.val_list, ANY_LABEL, [])
     num_videos = PUBLISHED_COUNTS["train"] if table is None else len(table)
     return Run(
         config=config,
@@ -85,7 +88,7 @@ def prepare(config: PretrainConfig) -> Run:
         betas=BETAS,
         schedule=make_schedule(config, PRETRAINING[size], num_videos),
         train_videos=table,
-        val_videos=None,
+        val_videos=val_table,
         tokens_visible=method.num_visible,
         tokens_total=vit.num_tokens,
         missing=missing,

@@ -102,7 +102,7 @@ def prepare(config: TrainConfig) -> Run:
     if config.pretrained.pretrained:
         load_encoder(method, config.pretrained, missing, dry_run=config.run.dry_run)
     train_videos = open_table(config, "train", config.data.train_list, flags.num_classes, missing)
-    val_videos = open_table(config, "val", config.evaluation.val_list, flags.num_classes, missing)
+    val_videos = open_table(config, "val", config.data.val_list, flags.num_classes, missing)
     num_videos = PUBLISHED_COUNTS["train"] if train_videos is None else len(train_videos)
     return Run(
         config=config,

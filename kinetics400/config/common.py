@@ -35,6 +35,9 @@ class DataFlags:
     train_list: Path | None = None
     """Another list of training videos, lines of `<file> <label>`; names without a leading / start
     from videos_train."""
+    val_list: Path | None = None
+    """Another list of validation videos; names without a leading / start from videos_val. (Not
+    used by pretraining, whose plan only counts them.)"""
     sampling_rate: int = 4
     """A clip takes one of this many frames of the video."""
     n_worker: int = 8

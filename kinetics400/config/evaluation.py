@@ -11,8 +11,6 @@ from kinetics400.config.common import DeviceFlags
 class ProtocolFlags:
     """Evaluation."""
 
-    val_list: Path | None = None
-    """Another list of validation videos; names without a leading / start from videos_val."""
     views: str = "5x3"
     """Test protocol: clips along time x crops along the long side."""
     merge: Literal["prob", "logit"] = "prob"
@@ -27,6 +25,8 @@ class SubjectFlags:
     """Run directory or model folder of a finetuned model (Hugging Face layout)."""
     data_dir: Path = Path("data")
     """The preprocessed folder Kinetics-400, or the folder that contains it."""
+    val_list: Path | None = None
+    """Another list of validation videos; names without a leading / start from videos_val."""
     sampling_rate: int = 4
     """A clip takes one of this many frames of the video."""
     batch_size: int = 32

@@ -56,7 +56,7 @@ def test_every_index_equals_a_full_decode(
 ) -> None:
     path = make_video(tmp_path / "v.mp4", n_frames=45, options=ENCODINGS[name])
     whole = check_every_index(path)
-    assert len(np.unique(whole[:, :4].mean(axis=(1, 2, 3)).round(1))) == 45  # frames do differ
+    assert len({frame.tobytes() for frame in whole}) == 45  # else any frame would do
 
 
 @pytest.mark.parametrize("fps", [24, 25, "30000/1001", 60])
@@ -80,8 +80,8 @@ def test_times_that_do_not_start_at_zero(make_video: MakeVideo, tmp_path: Path) 
         ("v.mkv", "libx264"),
         ("v.webm", "libvpx-vp9"),
         ("v.avi", "mpeg4"),
-        ("v.avi", "libx264"),
-        ("v.h264", "libx264"),  # packets without times: decoded from the start
+        ("v.avi", "libx264"),  # B frames, but no presentation times
+        ("v.h264", "libx264"),  # no times at all, and cannot be rewound
     ],
 )
 def test_other_containers(make_video: MakeVideo, tmp_path: Path, name: str, codec: str) -> None:
@@ -98,6 +98,16 @@ def test_fragmented_file(make_video: MakeVideo, tmp_path: Path) -> None:
         container_options={"movflags": "frag_keyframe+empty_moov"},
     )
     check_every_index(path)
+
+
+def test_metadata_that_is_no_text(make_video: MakeVideo, tmp_path: Path) -> None:
+    """Such videos pass `data.preprocess`, and play everywhere."""
+    path = make_video(tmp_path / "v.mp4", n_frames=5, title="ABCDEFGH")
+    sound = path.read_bytes()
+    assert sound.count(b"ABCDEFGH") == 1
+    path.write_bytes(sound.replace(b"ABCDEFGH", b"\xff\xfe\xc3\x28EFGH"))
+    with VideoReader(path) as reader:
+        assert len(reader) == 5
 
 
 def test_single_frame(make_video: MakeVideo, tmp_path: Path) -> None:
@@ -203,6 +213,13 @@ def test_missing_pictures(make_video: MakeVideo, tmp_path: Path) -> None:
             np.testing.assert_array_equal(reader.read([0, 1]), whole[:2])
 
 
+def test_unknown_coding(make_video: MakeVideo, tmp_path: Path) -> None:
+    path = make_video(tmp_path / "v.mp4", n_frames=5)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(DecodeError, match=r"v\.mp4"):
+        VideoReader(path)
+
+
 def test_random_damage_is_a_decode_error_or_nothing(make_video: MakeVideo, tmp_path: Path) -> None:
     """No other exception, whichever bytes are hit; a loader's worker survives."""
     path = make_video(tmp_path / "v.mp4", n_frames=20)
@@ -212,7 +229,9 @@ def test_random_damage_is_a_decode_error_or_nothing(make_video: MakeVideo, tmp_p
         rng = random.Random(seed)
         damaged = bytearray(sound)
         for _ in range(rng.choice([1, 5, 40])):
-            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+            # Half of the hits go to the headers at the end.
+            least = rng.choice([0, len(damaged) - 1200])
+            damaged[rng.randrange(least, len(damaged))] = rng.randrange(256)
         path.write_bytes(damaged)
         try:
             with VideoReader(path) as reader:

@@ -1,0 +1,81 @@
+"""The README is true: its commands parse, its tables are generated, its links lead somewhere."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from kinetics400.config.evaluation import EvaluateConfig
+from kinetics400.config.finetuning import TrainConfig
+from kinetics400.config.parse import parse
+from kinetics400.config.preprocess import PreprocessConfig
+from kinetics400.config.pretraining import PretrainConfig
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONFIGS = {
+    "python -m data.preprocess": PreprocessConfig,
+    "python -m train": TrainConfig,
+    "python -m pretraining": PretrainConfig,
+    "kinetics400 evaluate": EvaluateConfig,
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [line.split("#")[0].strip() for line in lines if line.startswith(tuple(CONFIGS))]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_readme_commands_parse(command: str) -> None:
+    prefix = next(prefix for prefix in CONFIGS if command.startswith(prefix))
+    config = parse(
+        CONFIGS[prefix], shlex.split(command)[len(prefix.split()) :], prog="", description=""
+    )
+    assert isinstance(config, CONFIGS[prefix])
+
+
+def test_readme_shows_every_command() -> None:
+    shown = {prefix for prefix in CONFIGS for command in commands() if command.startswith(prefix)}
+    assert shown == set(CONFIGS)
+
+
+@pytest.mark.parametrize(
+    "promised",
+    [
+        "python -m data.preprocess",
+        "python -m train --save_dir weights --model_name "
+        "MCG-NJU/videomae-base-finetuned-kinetics --pretrained --pretrained_name "
+        "MCG-NJU/videomae-base --pretrained_dir pretrained_weights --n_epoch 100 --batch_size 32 "
+        "--lr 3e-4 --n_worker 16 --n_device 8 --precision bf16-mixed --dtype bfloat16 "
+        "--strategy ddp --save_frequency 5 --label_smoothing 0.1 --input_size 224",
+        "python -m pretraining --save_dir pretrained_weights --model_name MCG-NJU/videomae-base "
+        "--n_epoch 400 --batch_size 64 --lr 5e-4 --n_worker 16 --n_device 8 "
+        "--precision bf16-mixed --dtype bfloat16 --strategy ddp --save_frequency 20 "
+        "--input_size 224 --mask_ratio 0.9 --tubelet_size 2 --norm_pix_loss",
+        "make demo",
+        "make test",
+    ],
+)
+def test_readme_promises_word_for_word(promised: str) -> None:
+    assert re.search(rf"^{re.escape(promised)}( +#.*)?$", README, flags=re.MULTILINE)
+
+
+def test_readme_tables_come_from_results() -> None:
+    tables = runpy.run_path(str(ROOT / "docs/tables.py"))
+    assert tables["filled"](README) == README, "run `make docs`"
+    assert "78.64" in tables["inherited"]()
+
+
+@pytest.mark.parametrize(
+    "page",
+    sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md")) + ["README.md"],
+)
+def test_links_between_pages_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    broken = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+    assert not broken
