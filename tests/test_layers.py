@@ -23,10 +23,16 @@ PURE = {"data.sampling", "data.keys", "methods.masking", "engine.schedule", "eng
 NO_TORCH = {
     "data.annotations",
     "data.archive",
+    "data.housekeeping",
     "data.isolation",
     "data.library",
+    "data.member_names",
+    "data.safe_writer",
+    "data.storage",
+    "data.stream",
     "data.synthetic",
     "data.transcode",
+    "data.verification",
 }
 BRINGS_TORCH = {
     "lightning",

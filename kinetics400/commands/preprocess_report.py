@@ -1,5 +1,6 @@
 """What `preprocess` tells its user at the end."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def format_summary(summary: Summary) -> str:
             f"{published}{unlisted}"
         )
     if summary.ignored:
-        kinds = ", ".join(f"{n:,} × {kind}" for kind, n in sorted(summary.ignored.items()))
+        common = Counter(summary.ignored).most_common(10)
+        kinds = ", ".join(f"{n:,} × {kind}" for kind, n in common)
         lines.append(f"  not unpacked, because neither video nor list: {kinds}")
     if summary.quarantined:
         lines.append(f"  quarantined: {len(summary.quarantined):,}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from kinetics400 import __version__
 from kinetics400.augment.pipeline import Augment
@@ -66,8 +67,7 @@ def launch(device: DeviceFlags) -> Fabric:
     """Start the processes and pick the devices."""
     strategy: DDPStrategy | str = "auto"
     if device.n_device > 1:
-        # Buffers are constants here; gradients are reduced where they lie.
-        strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+        strategy = DDPStrategy(gradient_as_bucket_view=True)
     fabric = Fabric(
         accelerator=device.accelerator,
         devices=device.n_device,
@@ -103,6 +103,10 @@ def train(
         write_atomic(save_dir / "config.yaml", to_recipe(config))
     fabric.barrier()
     fabric.to_device(method)
+    # All buffers are constants: ranks need not tell each other at every step.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+        method, [name for name, _ in method.named_buffers()]
+    )
     # The fused kernel unscales fp16 gradients itself, and then they cannot be clipped before.
     fused = not (config.device.precision == "16-mixed" and flags.clip_grad is not None)
     optimizer = build_adamw(run.groups, betas=run.betas, fused=fused)

@@ -31,6 +31,7 @@ class Limits:
 
     members: int = 300_000
     file_bytes: int = 2 << 30
+    list_bytes: int = 64 << 20
     # Videos do not compress: an honest archive unpacks to about its own size.
     growth: float = 1.26
     slack_bytes: int = 64 << 20
@@ -120,8 +121,9 @@ def _unpack_members(
             if target:
                 names.add_folder(target)
         else:
-            if member.size > limits.file_bytes:
-                raise InputError(f"{member.name!r} is {member.size:,} bytes: too large for a clip.")
+            most = limits.list_bytes if kind == "list" else limits.file_bytes
+            if member.size > most:
+                raise InputError(f"{member.name!r} is {member.size:,} bytes; at most {most:,}.")
             names.add_file(parts if kind == "other" else target)
             content = _Content(tar, member, stream)
             if kind == "list":

@@ -58,9 +58,9 @@ def encode_audio(path: Path) -> None:
 
 def flip(data: bytes, n: int) -> bytes:
     rng, damaged = random.Random(n), bytearray(data)
-    start = data.index(b"mdat") + 4
+    start, end = data.index(b"mdat") + 4, data.rindex(b"moov") - 4  # the coded frames
     for _ in range(n):
-        damaged[rng.randrange(start, len(data))] ^= 1 << rng.randrange(8)
+        damaged[rng.randrange(start, end)] ^= 1 << rng.randrange(8)
     return bytes(damaged)
 
 
@@ -133,7 +133,7 @@ BAD: dict[str, tuple[str, str, Callable[[Path], bytes]]] = {
     **{
         f"{n}_flipped_bits": (
             "a.mp4",
-            "damaged|truncated",
+            "damaged",
             lambda t, n=n: flip(encode(t / "x.mp4"), n),
         )
         for n in (20, 200, 2000)

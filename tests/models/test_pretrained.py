@@ -210,6 +210,13 @@ def test_cut_weights_are_refused(tmp_path: Path, kind: str, share: float) -> Non
     assert str(file) in str(failure.value)
 
 
+@pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x02}}s.", b"\x80\x02K\x01K\x02\x93."])
+def test_nonsense_pickle_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(InputError, match=r"w\.pth cannot be loaded safely"):
+        read_weights(tmp_path / "w.pth")
+
+
 def test_safetensors_with_a_damaged_header_is_refused(tmp_path: Path) -> None:
     file = save_folder(tmp_path / "model") / "model.safetensors"
     content = bytearray(file.read_bytes())
@@ -241,6 +248,7 @@ def test_pth_without_a_videomae_is_refused(tmp_path: Path, content: object, mess
         ('{"model_type": "vivit"}', "is not a VideoMAE model's"),
         ("[]", "is not a VideoMAE model's"),
         ("{", "cannot be read"),
+        ('{"model_type": "videomae", "id2label": {"first": "a"}}', "id2label"),
         (None, "cannot be read"),
     ],
 )

@@ -1,0 +1,386 @@
+"""The loop against a plain one, written here without it."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from kinetics400.batch import Batch, normalize
+from kinetics400.data import keys
+from kinetics400.engine.log import RunLog, read_metrics
+from kinetics400.engine.trainer import Plan, fit
+from kinetics400.errors import Failure
+from kinetics400.methods.base import Method
+from kinetics400.methods.classification import Classification
+from kinetics400.methods.videomae import VideoMAE
+from kinetics400.models.vit import DecoderConfig, VitConfig
+
+VIT = VitConfig(
+    embed_dim=24,
+    depth=2,
+    num_heads=2,
+    image_size=16,
+    patch_size=8,
+    num_frames=4,
+    tubelet_size=2,
+    drop_path_rate=0.0,
+)
+
+
+class Line(Method):
+    """Mean squared error of a linear prediction; the mean pixel of a clip is its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(1, 1)
+        nn.init.constant_(self.encoder.weight, 2.0)
+        nn.init.constant_(self.encoder.bias, 0.5)
+        self.progress: list[float] = []
+
+    def forward(self, batch: Batch, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+        error = self.encoder(batch.clips.mean(dim=(1, 2, 3, 4))[:, None])[:, 0] - batch.labels
+        return {"loss": error.square().mean(), "mean_error": error.mean()}
+
+    def after_step(self, progress: float) -> None:
+        self.progress.append(progress)
+
+
+def make_batch(first: int, size: int) -> Batch:
+    """Samples number first … first + size - 1 of an endless list, as the loader gives them."""
+    samples = [torch.Generator().manual_seed(i) for i in range(first, first + size)]
+    clips = [torch.randint(0, 256, (3, 4, 16, 16), generator=g, dtype=torch.uint8) for g in samples]
+    ids = torch.arange(first, first + size)
+    sample_keys = torch.stack([keys.sample_key(0, 0, int(i)) for i in ids])
+    return Batch(torch.stack(clips), ids % 3, sample_keys)
+
+
+def batches(num_steps: int, micro_batches: list[int], start: int = 0) -> Iterator[Any]:
+    """Micro-batches of the given sizes, step by step through the endless list."""
+    for step in range(start, num_steps):
+        first = step * sum(micro_batches)
+        for size in micro_batches:
+            yield make_batch(first, size), []
+            first += size
+
+
+def augment(batch: Batch) -> Batch:
+    return batch.with_clips(normalize(batch.clips))
+
+
+def make_method(kind: str) -> Method:
+    torch.manual_seed(0)
+    if kind == "line":
+        return Line()
+    if kind == "classification":
+        return Classification(VIT, 3, label_smoothing=0.1, head_init_scale=1.0)
+    return VideoMAE(VIT, DecoderConfig(embed_dim=16, depth=1, num_heads=2), mask_ratio=0.5)
+
+
+def make_optimizer(method: Method, kind: str) -> torch.optim.Optimizer:
+    groups = method.param_groups(0.05, 0.75)
+    if kind == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))
+
+
+def lr_of(step: int) -> float:
+    return 0.01 * (step + 1)
+
+
+def run(
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    data: Iterator[Any],
+    *,
+    save_dir: Path | None = None,
+    start_step: int = 0,
+    plan: dict[str, Any] | None = None,
+    **callbacks: Any,
+) -> None:
+    settings = {
+        "total_steps": 4,
+        "steps_per_epoch": 4,
+        "global_batch_size": 6,
+        "lr": lr_of,
+        "log_every": 1,
+        **(plan or {}),
+    }
+    fabric = Fabric(accelerator="cpu", devices=1)
+    with RunLog(save_dir, total_steps=settings["total_steps"], start_step=start_step) as log:
+        fit(
+            fabric,
+            method,
+            optimizer,
+            data,
+            augment=augment,
+            plan=Plan(**settings),
+            log=log,
+            start_step=start_step,
+            **callbacks,
+        )
+
+
+def plainly(method: Method, optimizer: torch.optim.Optimizer, num_steps: int) -> list[float]:
+    """Train on whole batches of 6, one step after the other; the loss before each step."""
+    losses = []
+    for step in range(num_steps):
+        batch = augment(make_batch(6 * step, 6))
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * (step + 1) * group["lr_scale"]
+        optimizer.zero_grad()
+        loss = method(batch, method.draw(batch.keys))["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+# --- one step is one global batch -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["line", "classification", "videomae"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("micro_batches", [[6], [3, 3], [2, 2, 2], [1] * 6])
+def test_accumulation_equals_large_batch(
+    tmp_path: Path, kind: str, optimizer: str, micro_batches: list[int]
+) -> None:
+    """SGD shows a wrong scale of the gradient, which Adam would hide."""
+    plain, looped = make_method(kind), make_method(kind)
+    losses = plainly(plain, make_optimizer(plain, optimizer), 4)
+    run(
+        looped,
+        make_optimizer(looped, optimizer),
+        batches(4, micro_batches),
+        save_dir=tmp_path,
+        plan={"accumulate": len(micro_batches)},
+    )
+    logged = [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert logged == pytest.approx(losses, rel=1e-5)
+    start = make_method(kind).state_dict()
+    for name, value in plain.state_dict().items():
+        moved = (value - start[name]).abs().max().item()
+        # Adam divides by the gradient's size, so it magnifies rounding where that is near zero.
+        tolerance = 1e-6 + (1e-4 if optimizer == "sgd" else 2e-2) * moved
+        torch.testing.assert_close(looped.state_dict()[name], value, atol=tolerance, rtol=0)
+
+
+def test_each_group_gets_the_scheduled_rate_times_its_scale() -> None:
+    method = make_method("classification")
+    seen: list[list[float]] = []
+
+    class Spy(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            seen.append([group["lr"] for group in self.param_groups])
+            return super().step(closure)
+
+    optimizer = Spy(method.param_groups(0.05, 0.5), lr=0.0)
+    scales = [group["lr_scale"] for group in optimizer.param_groups]
+    assert sorted(set(scales)) == [0.125, 0.25, 0.5, 1.0]  # embedding, 2 blocks, head
+    run(method, optimizer, batches(4, [6], start=1), start_step=1)
+    assert seen == [[lr_of(step) * scale for scale in scales] for step in (1, 2, 3)]
+
+
+def test_a_method_hears_of_its_progress_after_each_step() -> None:
+    method = make_method("line")
+    run(method, make_optimizer(method, "sgd"), batches(4, [3, 3]), plan={"accumulate": 2})
+    assert isinstance(method, Line)
+    assert method.progress == [0.25, 0.5, 0.75, 1.0]
+
+
+# --- clipping -------------------------------------------------------------------------------------
+
+
+def line_gradient() -> float:
+    """Norm of the first batch's gradient, by hand: d/dw (wx + b - y)² = 2 (wx + b - y) x."""
+    batch = augment(make_batch(0, 6))
+    x = batch.clips.double().mean(dim=(1, 2, 3, 4))
+    error = 2.0 * x + 0.5 - batch.labels
+    return math.hypot((2 * error * x).mean().item(), (2 * error).mean().item())
+
+
+@pytest.mark.parametrize("micro_batches", [[6], [2, 2, 2]])
+@pytest.mark.parametrize("share", [0.1, 3.0])
+def test_gradients_are_clipped_to_the_norm_once_per_step(
+    tmp_path: Path, micro_batches: list[int], share: float
+) -> None:
+    method = make_method("line")
+    norm = line_gradient()
+    before = torch.cat([p.detach().flatten() for p in method.parameters()])
+    run(
+        method,
+        torch.optim.SGD(method.param_groups(0.0), lr=0.0),
+        batches(1, micro_batches),
+        save_dir=tmp_path,
+        plan={
+            "total_steps": 1,
+            "lr": lambda step: 1.0,
+            "accumulate": len(micro_batches),
+            "clip_grad": share * norm,
+        },
+    )
+    after = torch.cat([p.detach().flatten() for p in method.parameters()])
+    assert (after - before).norm().item() == pytest.approx(min(1.0, share) * norm, rel=1e-4)
+    (row,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-5)  # as it was before clipping
+
+
+# --- when the loss is no number -------------------------------------------------------------------
+
+
+class Breaks(Line):
+    """Its loss is not a number from the n-th call on."""
+
+    def __init__(self, n: int, value: float) -> None:
+        super().__init__()
+        self.left, self.value = n, value
+
+    def forward(self, batch: Batch, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+        values = super().forward(batch, drawn)
+        self.left -= 1
+        return values if self.left > 0 else {**values, "loss": values["loss"] * self.value}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(value: float) -> None:
+    method = Breaks(3, value)
+    with pytest.raises(Failure, match=rf"loss is {value} at step 3: lower --lr"):
+        run(method, make_optimizer(method, "sgd"), batches(4, [6]))
+
+
+def test_a_broken_model_is_never_saved_nor_evaluated() -> None:
+    """Even when no line of the log was due: the message promises to continue from a sound one."""
+    method, saved, evaluated = Breaks(3, math.nan), [], []
+    with pytest.raises(Failure, match="loss is nan"):
+        run(
+            method,
+            make_optimizer(method, "sgd"),
+            batches(8, [6]),
+            plan={"total_steps": 8, "steps_per_epoch": 2, "log_every": 100},
+            save=saved.append,
+            evaluate=lambda step: evaluated.append(step) or {},
+        )
+    assert (saved, evaluated) == ([2], [2])
+
+
+# --- what is called when --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "save_every", "saved"),
+    [(5, 2, [6, 12, 15]), (4, 2, [6, 12]), (3, 1, [3, 6, 9]), (2, 9, [6])],
+)
+def test_saving_every_few_epochs_and_at_the_end(
+    num_epochs: int, save_every: int, saved: list[int]
+) -> None:
+    method, found = make_method("line"), []
+    steps = 3 * num_epochs
+    run(
+        method,
+        make_optimizer(method, "sgd"),
+        batches(steps, [6]),
+        plan={"total_steps": steps, "steps_per_epoch": 3, "save_every": save_every},
+        save=found.append,
+    )
+    assert found == saved
+
+
+def test_evaluation_once_per_epoch_before_saving(tmp_path: Path) -> None:
+    """The checkpoint's step then has its scores in the log."""
+    method, calls = make_method("line"), []
+
+    def evaluate(step: int) -> dict[str, float]:
+        calls.append(f"evaluate {step}")
+        return {"val_top1_acc": 10.0 * step}
+
+    run(
+        method,
+        make_optimizer(method, "sgd"),
+        batches(6, [6]),
+        save_dir=tmp_path,
+        plan={"total_steps": 6, "steps_per_epoch": 2, "log_every": 4},
+        save=lambda step: calls.append(f"save {step}"),
+        evaluate=evaluate,
+    )
+    assert calls == [f"{what} {step}" for step in (2, 4, 6) for what in ("evaluate", "save")]
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    scores = {row["step"]: (row["epoch"], row["val_top1_acc"]) for row in rows if "lr" not in row}
+    assert scores == {2: (1, 20.0), 4: (2, 40.0), 6: (3, 60.0)}
+
+
+def test_training_mode_is_on_while_training() -> None:
+    method = make_method("line")
+    method.eval()
+    modes = []
+    method.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    run(method, make_optimizer(method, "sgd"), batches(4, [6]))
+    assert modes == [True] * 4
+
+
+def test_failures_are_passed_on_with_their_step() -> None:
+    method, heard = make_method("line"), []
+    data = (
+        (batch, [f"video {n}"] if n in (0, 5) else [])
+        for n, (batch, _) in enumerate(batches(4, [3, 3]))
+    )
+    run(
+        method,
+        make_optimizer(method, "sgd"),
+        data,
+        plan={"accumulate": 2},
+        on_failures=lambda step, failures: heard.append((step, failures)),
+    )
+    assert heard == [(0, ["video 0"]), (2, ["video 5"])]
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+
+def test_rows_hold_means_since_the_last_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, looped = make_method("line"), make_method("line")
+    losses = plainly(plain, make_optimizer(plain, "sgd"), 7)
+    run(
+        looped,
+        make_optimizer(looped, "sgd"),
+        batches(7, [3, 3]),
+        save_dir=tmp_path,
+        plan={"total_steps": 7, "steps_per_epoch": 7, "log_every": 3, "accumulate": 2},
+    )
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [3, 6, 7]
+    means = [sum(losses[:3]) / 3, sum(losses[3:6]) / 3, losses[6]]
+    assert [row["loss"] for row in rows] == pytest.approx(means, rel=1e-5)
+    assert [row["lr"] for row in rows] == pytest.approx([0.03, 0.06, 0.07])
+    assert [row["epoch"] for row in rows] == pytest.approx([3 / 7, 6 / 7, 1])
+    for row in rows:
+        assert "mean_error" in row  # what the method returns beside the loss
+        assert 0 <= row["data_time"] <= row["step_time"]
+        assert row["clips_per_sec"] == pytest.approx(6 / row["step_time"])
+        assert row["memory"] > 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["3/7", "6/7", "7/7"]
+    for word in ("loss", "lr", "clips/s", "data", "step", "mem", "ETA"):
+        assert word in lines[0]
+
+
+def test_evaluation_and_saving_do_not_count_as_training_time(tmp_path: Path) -> None:
+    method = make_method("line")
+    run(
+        method,
+        make_optimizer(method, "sgd"),
+        batches(4, [6]),
+        save_dir=tmp_path,
+        plan={"steps_per_epoch": 2, "log_every": 1},
+        save=lambda step: time.sleep(0.3),
+        evaluate=lambda step: time.sleep(0.3) or {},
+    )
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "lr" in row]
+    assert max(row["step_time"] for row in rows) < 0.25
