@@ -97,7 +97,7 @@ class RunFlags:
     """auto continues what save_dir holds; never refuses a save_dir that is not empty; or the path
     of a checkpoint folder."""
     log_every: int = 10
-    """Steps between two lines of the log."""
+    """Steps between two lines of the log; each epoch ends with one as well."""
     recipe: Path | None = None
     """YAML file of flags, read before the command line's."""
     dry_run: bool = False

@@ -108,6 +108,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        there = {file.name for file in folder.iterdir()} - {"manifest.json"}
+        if there != set(manifest):
+            unlike = ", ".join(sorted(there ^ set(manifest)))
+            raise InputError(
+                f"{folder} is not a complete checkpoint: it and its manifest differ in {unlike}"
+            )
         for name, entry in manifest.items():
             if _sha256(folder / name) != entry["sha256"]:
                 raise InputError(

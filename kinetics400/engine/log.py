@@ -15,6 +15,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from kinetics400.data.storage import write_atomic
+
 FORMATS = {
     "loss": "loss {:.4f}",
     "lr": "lr {:.3g}",
@@ -85,12 +87,12 @@ class RunLog:
 
         path = save_dir / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if row["step"] <= start_step]
-        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-        self._file.writelines(json.dumps(row) + "\n" for row in kept)
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
         self._writer = SummaryWriter(str(save_dir), purge_step=start_step + 1)
         console = Console()
         if console.is_terminal:
-            columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}"))
+            columns = (TextColumn(title), BarColumn(bar_width=12), TextColumn("{task.description}"))
             self._bar = Progress(*columns, console=console)
             self._task = self._bar.add_task("", total=total_steps, completed=start_step)
             self._bar.start()

@@ -28,7 +28,7 @@ class Plan:
         lr: learning rate of a step.
         accumulate: micro-batches per step.
         clip_grad: largest gradient norm; None leaves gradients alone.
-        log_every: steps between log lines.
+        log_every: steps between log lines; each epoch ends with one.
         save_every: epochs between checkpoints.
         eval_every: epochs between evaluations.
     """
@@ -107,7 +107,7 @@ def fit(
         method.after_step(done / plan.total_steps)
         epoch, step_in_epoch = divmod(done, plan.steps_per_epoch)
         last = done == plan.total_steps
-        if done % plan.log_every == 0 or last:
+        if done % plan.log_every == 0 or step_in_epoch == 0:
             log.metrics(done, {"epoch": done / plan.steps_per_epoch, "lr": lr, **meter.read(done)})
         if step_in_epoch == 0:
             if evaluate is not None and (epoch % plan.eval_every == 0 or last):

@@ -8,14 +8,21 @@ and the official `.pth` of VideoMAE for pretraining and finetuning. All become o
 import argparse
 import json
 import pickle
+import re
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,6 +32,11 @@ from kinetics400.models.keymaps import from_hf, from_official, some
 from kinetics400.models.vit import VitConfig
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+# What torch.load raises for damaged files; its unpickler checks little of what it reads.
+DAMAGED_PICKLE = (
+    *(pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, TypeError),
+    *(LookupError, AttributeError, AssertionError, struct.error),
+)
 
 
 @dataclass(frozen=True)
@@ -94,20 +106,32 @@ def _cached(name: str) -> Path | None:
 
 
 def download_weights(pretrained_name: str) -> Path:
-    """Fetch a model of the hub into its cache.
+    """Fetch a model of the hub into its cache; safetensors where it has them.
 
     Raises:
-        InputError: the hub does not have it or cannot be reached.
+        InputError: the hub does not have it, cannot be reached, or holds no weights under it.
     """
     try:
-        folder = snapshot_download(pretrained_name, allow_patterns=["config.json", *WEIGHTS_FILES])
+        config = Path(hf_hub_download(pretrained_name, "config.json"))
+        for name in WEIGHTS_FILES:
+            try:
+                hf_hub_download(pretrained_name, name)
+                break
+            except RemoteEntryNotFoundError:
+                continue
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise InputError(
             f"--pretrained_name {pretrained_name}: not in the local cache, and the hub did not "
             f"give it ({type(error).__name__}). Put the model's folder on this machine and name "
             "it with --pretrained_dir"
         ) from error
-    return Path(folder)
+    found = find_weights(config.parent, None)
+    if found is None:
+        raise InputError(
+            f"--pretrained_name {pretrained_name}: the hub has it, but without any of "
+            f"{', '.join(WEIGHTS_FILES)}"
+        )
+    return found
 
 
 # --- read -----------------------------------------------------------------------------------------
@@ -138,7 +162,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         # Namespace; nothing else but tensors and containers is let in.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except DAMAGED_PICKLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{file} cannot be loaded safely as tensors (weights_only=True): {reason}"
@@ -160,6 +184,9 @@ def _read_config(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} cannot be read: {error}") from error
     if not isinstance(config, dict) or config.get("model_type") != "videomae":
         raise InputError(f"{file} is not a VideoMAE model's (model_type must be 'videomae')")
+    names = config.get("id2label") or {}
+    if not isinstance(names, dict) or not all(re.fullmatch(r"\d+", key) for key in names):
+        raise InputError(f"{file}: id2label must map numbers to class names")
     return config
 
 

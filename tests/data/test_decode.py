@@ -51,9 +51,7 @@ def check_every_index(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_every_index_equals_a_full_decode(
-    make_video: MakeVideo, tmp_path: Path, name: str
-) -> None:
+def test_every_index_equals_a_full_decode(make_video: MakeVideo, tmp_path: Path, name: str) -> None:
     path = make_video(tmp_path / "v.mp4", n_frames=45, options=ENCODINGS[name])
     whole = check_every_index(path)
     assert len({frame.tobytes() for frame in whole}) == 45  # else any frame would do

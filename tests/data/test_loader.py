@@ -1,6 +1,7 @@
 """Which samples reach which step, rank and worker: a function of the step alone."""
 
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_an_epoch_takes_each_video_once_and_drops_the_rest(
     assert layouts[0].steps_per_epoch(num_videos) == steps_per_epoch
     steps = by_step(layouts, num_videos, 2 * steps_per_epoch)
     for epoch in (0, 1):
-        taken = sum(steps[epoch * steps_per_epoch : (epoch + 1) * steps_per_epoch], [])
+        taken = list(chain(*steps[epoch * steps_per_epoch : (epoch + 1) * steps_per_epoch]))
         assert Counter(e for _, e, _ in taken) == {epoch: steps_per_epoch * global_batch}
         assert sorted(slot for _, _, slot in taken) == list(range(len(taken)))
         videos = [video for video, _, _ in taken]
@@ -79,7 +80,7 @@ def test_any_number_of_ranks_takes_the_same_samples_per_step() -> None:
 
 
 def test_ranks_do_not_overlap() -> None:
-    first, second = (sum(items(layout, 40, range(2)), []) for layout in ranks(4, 2, 2))
+    first, second = (chain(*items(layout, 40, range(2))) for layout in ranks(4, 2, 2))
     assert not {slot for _, _, slot in first} & {slot for _, _, slot in second}
 
 
@@ -172,9 +173,7 @@ def test_loading_leaves_the_global_generator_alone(library: Path, workers: int) 
     load(library, Layout(batch_size=4), stop=1, workers=workers)
     assert torch.equal(torch.get_rng_state(), before)
     table = open_split(library, "val", num_classes=4)
-    views = ViewDataset(
-        table, num_frames=2, sampling_rate=2, num_segments=1, num_crops=1, size=16
-    )
+    views = ViewDataset(table, num_frames=2, sampling_rate=2, num_segments=1, num_crops=1, size=16)
     assert len(list(view_loader(views, rank=0, world_size=2, num_workers=workers))) == 4
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -182,9 +181,7 @@ def test_loading_leaves_the_global_generator_alone(library: Path, workers: int) 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8, 9])
 def test_ranks_share_a_test_without_overlap(library: Path, world_size: int) -> None:
     table = open_split(library, "val", num_classes=4)
-    views = ViewDataset(
-        table, num_frames=2, sampling_rate=2, num_segments=1, num_crops=1, size=16
-    )
+    views = ViewDataset(table, num_frames=2, sampling_rate=2, num_segments=1, num_crops=1, size=16)
     seen = [
         video.index
         for rank in range(world_size)

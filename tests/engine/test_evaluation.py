@@ -115,9 +115,7 @@ def score(
     **options: Any,
 ) -> Evaluation:
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
-    return evaluate(
-        fabric, method, videos, num_videos=num_videos, num_classes=CLASSES, **options
-    )
+    return evaluate(fabric, method, videos, num_videos=num_videos, num_classes=CLASSES, **options)
 
 
 @pytest.mark.parametrize("num_videos", range(1, 10))
@@ -132,36 +130,6 @@ def test_eval_counts_each_video_once(
     assert result.top1_acc == pytest.approx(top1)
     assert (result.num_videos, result.num_scored, result.num_views) == (num_videos, num_videos, 3)
     assert sum(method.seen) == VIEWS * num_videos
-
-
-def test_gathering_works_between_real_processes() -> None:
-    """Not an emulation: `all_gather_object` over gloo, in one process of a world of one."""
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
-    try:
-        method, videos = Linear(), make_videos(5, unreadable=[1])
-        fabric: Any = SimpleNamespace(
-            world_size=1, device="cpu", to_device=lambda x: x, autocast=nullcontext
-        )
-        alone = score(method, videos, 5, fabric=fabric)
-        fabric.world_size = 2  # takes the way of several ranks; the second has no share
-        gathered: list[Any] = []
-
-        original = torch.distributed.all_gather_object
-
-        def first_only(found: list[Any], own: Any) -> None:
-            gathered[:] = [None]
-            original(gathered, own)
-            found[:] = [gathered[0], ([], [], 0)]
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.distributed, "all_gather_object", first_only)
-            result = score(method, videos, 5, fabric=fabric)
-    finally:
-        torch.distributed.destroy_process_group()
-    assert torch.equal(result.scores.nan_to_num(), alone.scores.nan_to_num())
-    assert result.failures == alone.failures
 
 
 @pytest.mark.parametrize("merge", ["prob", "logit"])

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from kinetics400.batch import Batch, normalize
 from kinetics400.methods.classification import Classification
@@ -186,6 +187,7 @@ def test_frozen_parameters_are_in_no_group() -> None:
 @pytest.mark.parametrize("drop_path", [0.0, 0.3])
 def test_forward_and_backward_compile_once_as_one_graph(drop_path: float) -> None:
     torch._dynamo.reset()
+    counters.clear()
     torch.manual_seed(0)
     method = Classification(with_drop_path(drop_path), 5, label_smoothing=0.1, head_init_scale=1.0)
     compiled = torch.compile(method, fullgraph=True, backend="aot_eager")
@@ -201,5 +203,5 @@ def test_forward_and_backward_compile_once_as_one_graph(drop_path: float) -> Non
                 torch.testing.assert_close(loss, eager, rtol=1e-5, atol=1e-6)
                 for ours, theirs in zip(gradients, expected, strict=True):
                     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert counters["stats"]["unique_graphs"] == 1
     torch._dynamo.reset()

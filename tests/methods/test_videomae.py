@@ -5,6 +5,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.nn import functional
 
 from kinetics400.batch import Batch, normalize
@@ -109,8 +110,11 @@ def test_targets_are_float32_whatever_the_input_dtype_and_precision() -> None:
 def test_fabric_leaves_the_clips_of_a_batch_in_float32() -> None:
     method, batch = videomae(dtype=torch.bfloat16), make_batch()
     seen: list[Tensor] = []
-    method.target = lambda clips, indices: seen.append(clips) or VideoMAE.target(  # type: ignore
-        method, clips, indices
+    method.target = lambda clips, indices: (
+        seen.append(clips)
+        or VideoMAE.target(  # type: ignore
+            method, clips, indices
+        )
     )
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
     loss = fabric.setup(method)(batch, method.draw(batch.keys))["loss"]
@@ -195,9 +199,7 @@ def test_mask_depends_on_the_key_alone() -> None:
 
 def test_published_sizes_see_160_of_1568_tokens() -> None:
     with torch.device("meta"):
-        method = VideoMAE(
-            VitConfig(embed_dim=24, depth=1, num_heads=2), DECODER, mask_ratio=0.9
-        )
+        method = VideoMAE(VitConfig(embed_dim=24, depth=1, num_heads=2), DECODER, mask_ratio=0.9)
     drawn = method.draw(keys.combine(0, torch.arange(2)))
     assert method.num_visible == 160
     assert drawn["keep_indices"].shape == (2, 160)
@@ -245,6 +247,7 @@ def test_initial_values_are_the_published_ones() -> None:
 
 def test_forward_and_backward_compile_once_as_one_graph() -> None:
     torch._dynamo.reset()
+    counters.clear()
     method = videomae()
     compiled = torch.compile(method, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -258,7 +261,7 @@ def test_forward_and_backward_compile_once_as_one_graph() -> None:
             torch.testing.assert_close(loss, eager, rtol=1e-5, atol=1e-6)
             for ours, theirs in zip(gradients, expected, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert counters["stats"]["unique_graphs"] == 1
     torch._dynamo.reset()
 
 

@@ -47,9 +47,7 @@ def official_pth(folder: Path, kind: str, wrapper: str) -> Path:
 
 
 def videomae(folder: Path, *, norm_pix_loss: bool = True, wrapper: str = "model") -> VideoMAE:
-    method = VideoMAE(
-        ENCODER, DECODER, mask_ratio=SIZES["mask_ratio"], norm_pix_loss=norm_pix_loss
-    )
+    method = VideoMAE(ENCODER, DECODER, mask_ratio=SIZES["mask_ratio"], norm_pix_loss=norm_pix_loss)
     load_pretrained(method, read_weights(official_pth(folder, "pretrain", wrapper)))
     return method
 

@@ -110,6 +110,9 @@ def test_our_pretraining_folder_gives_transformers_our_numbers(
     theirs, info = VideoMAEForPreTraining.from_pretrained(folder, output_loading_info=True)
     assert_loaded_whole(info)
     assert theirs.config.norm_pix_loss == norm_pix_loss
+    # Wrong ones would change the numbers by less than the tolerance.
+    assert theirs.config.layer_norm_eps == theirs.videomae.layernorm.eps == 1e-6
+    assert theirs.config.hidden_act == "gelu"
     assert_same_pretraining(method, theirs)
 
 
@@ -140,7 +143,9 @@ def test_our_pretraining_folder_starts_a_transformers_classifier(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "auto", [AutoImageProcessor, AutoVideoProcessor, VideoMAEVideoProcessor], ids=lambda c: c.__name__
+    "auto",
+    [AutoImageProcessor, AutoVideoProcessor, VideoMAEVideoProcessor],
+    ids=lambda c: c.__name__,
 )
 def test_our_folder_tells_processors_the_imagenet_statistics(tmp_path: Path, auto: type) -> None:
     folder = save_ours(tmp_path / "model", Classification(ENCODER, len(NAMES)))

@@ -6,20 +6,20 @@ import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
-from transformers.models.videomae import modeling_videomae
+from transformers import VideoMAEConfig
 
-from kinetics400.engine.optim import count_parameters
 from kinetics400.errors import InputError
 from kinetics400.methods.classification import Classification
 from kinetics400.methods.videomae import VideoMAE
 from kinetics400.models import pretrained
-from kinetics400.models.architectures import ARCHITECTURES, MODEL_NAMES, Architecture, model_size
 from kinetics400.models.huggingface import hf_config, save_pretrained
 from kinetics400.models.keymaps import from_hf, to_hf
 from kinetics400.models.pretrained import (
@@ -142,11 +142,47 @@ def test_find_says_what_is_wrong_with_an_impossible_name() -> None:
         find_weights(None, "no/such/folder/here")
 
 
+class Hub:
+    """A hub that has some files of one model; what is fetched lies in `folder`."""
+
+    def __init__(self, folder: Path, *files: str) -> None:
+        self.folder, self.files, self.asked = folder, files, []
+
+    def __call__(self, name: str, file: str) -> str:
+        self.asked.append((name, file))
+        if file not in self.files:
+            response: Any = SimpleNamespace(headers={}, request=None)
+            raise RemoteEntryNotFoundError(file, response=response)
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / file).touch()
+        return str(self.folder / file)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_download_takes_the_configuration_and_one_weights_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    files = {"config.json", file, "pytorch_model.bin"}
+    hub = Hub(tmp_path / "snapshot", *files)
+    monkeypatch.setattr(pretrained, "hf_hub_download", hub)
+    assert pretrained.download_weights(NAME) == tmp_path / "snapshot"
+    assert {path.name for path in hub.folder.iterdir()} == {"config.json", file}
+    assert {name for name, _ in hub.asked} == {NAME}
+
+
+def test_download_of_a_model_without_weights_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrained, "hf_hub_download", Hub(tmp_path / "snapshot", "config.json"))
+    with pytest.raises(InputError, match=r"without any of model\.safetensors, pytorch_model\.bin"):
+        pretrained.download_weights(NAME)
+
+
 def test_a_failed_download_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: object, **__: object) -> str:
+    def offline(*_: object) -> str:
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(pretrained, "snapshot_download", offline)
+    monkeypatch.setattr(pretrained, "hf_hub_download", offline)
     with pytest.raises(InputError, match=r"ConnectionError\)\. .*--pretrained_dir"):
         pretrained.download_weights(NAME)
 
@@ -409,66 +445,3 @@ def test_half_precision_weights_load_as_float32(tmp_path: Path) -> None:
     weight = method.encoder.patch_embed.proj.weight
     assert weight.dtype == torch.float32
     assert torch.equal(weight, state["encoder.patch_embed.proj.weight"].float())
-
-
-# --- names and sizes ------------------------------------------------------------------------------
-
-
-def test_unknown_model_name_gets_suggestions() -> None:
-    with pytest.raises(InputError, match=r"'videomae-bse' is unknown.*MCG-NJU/videomae-base\b"):
-        model_size("videomae-bse")
-    with pytest.raises(InputError, match="MCG-NJU/videomae-large"):
-        model_size("MCG-NJU/VideoMAE-large")
-    with pytest.raises(InputError, match="is unknown. Perhaps you meant tiny, "):
-        model_size("@@@")
-
-
-def test_every_name_has_a_size() -> None:
-    assert set(MODEL_NAMES.values()) == set(ARCHITECTURES)
-    assert all(size in name for name, size in MODEL_NAMES.items())
-
-
-# Counted by hand, for width D and depth L: 1537 D + 12 L D (D + 1) + 2 D in patch embedding,
-# blocks and norm; then 400 (D + 1) for the head, or, for a decoder of width d and depth l,
-# D d + d + 12 l d (d + 1) + 2 d + 1536 (d + 1).
-PUBLISHED = {  # size: (pretraining, finetuning on 400 classes)
-    "small": (24_029_376, 22_033_936),
-    "base": (94_210_944, 86_534_800),
-    "large": (342_996_992, 304_270_736),
-    "huge": (692_487_296, 632_119_440),
-}
-
-
-def shape_of(size: Architecture) -> VitConfig:
-    return VitConfig(embed_dim=size.embed_dim, depth=size.depth, num_heads=size.num_heads)
-
-
-@pytest.mark.parametrize("size", PUBLISHED)
-def test_published_sizes_have_the_published_number_of_parameters(size: str) -> None:
-    architecture = ARCHITECTURES[size]
-    with torch.device("meta"):
-        pretraining = VideoMAE(shape_of(architecture), architecture.decoder)
-        finetuning = Classification(shape_of(architecture), 400)
-    assert (count_parameters(pretraining), count_parameters(finetuning)) == PUBLISHED[size]
-    assert pretraining.num_visible == 160
-
-
-@pytest.mark.parametrize("size", PUBLISHED)
-def test_transformers_builds_as_many_parameters_from_our_configuration(
-    size: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Its table of positions is no parameter and takes seconds.
-    monkeypatch.setattr(
-        modeling_videomae, "get_sinusoid_encoding_table", lambda n, dim: torch.empty(1, n, dim)
-    )
-    architecture = ARCHITECTURES[size]
-    config = shape_of(architecture)
-    names = [str(index) for index in range(400)]
-    with torch.device("meta"):
-        pretraining = VideoMAEForPreTraining(
-            VideoMAEConfig(**hf_config(config, decoder=architecture.decoder))
-        )
-        finetuning = VideoMAEForVideoClassification(
-            VideoMAEConfig(**hf_config(config, label_names=names))
-        )
-    assert (count_parameters(pretraining), count_parameters(finetuning)) == PUBLISHED[size]

@@ -1,0 +1,60 @@
+"""Accuracies and merged views against numpy."""
+
+import numpy as np
+import pytest
+import torch
+
+from kinetics400.engine.metrics import accuracy, merge_views, topk_correct
+
+
+def random_scores(n: int, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(n, num_classes, generator=generator, dtype=torch.float64)
+    return scores, torch.randint(num_classes, (n,), generator=generator)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 10])
+def test_topk_equals_numpy(k: int) -> None:
+    scores, labels = random_scores(500, 10)
+    best = np.argsort(-scores.numpy(), axis=1)[:, :k]
+    expected = (best == labels.numpy()[:, None]).any(axis=1)
+    assert topk_correct(scores, labels, k).tolist() == expected.tolist()
+
+
+def test_topk_of_fewer_classes_is_always_right() -> None:
+    scores, labels = random_scores(20, 3)
+    assert topk_correct(scores, labels, 5).all()
+
+
+def test_accuracy_is_percent() -> None:
+    assert accuracy(torch.tensor([True, False, False, True, True, False, False, False])) == 37.5
+    assert accuracy(torch.tensor([], dtype=torch.bool)) == 0.0
+    many = torch.zeros(19_796, dtype=torch.bool)
+    many[:16_033] = True
+    assert accuracy(many) == pytest.approx(100 * 16_033 / 19_796, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_prob_merging_averages_softmaxes_in_float64(dtype: torch.dtype) -> None:
+    logits = (4 * random_scores(15, 7)[0]).to(dtype)
+    values = logits.double().numpy()
+    exponentials = np.exp(values - values.max(axis=1, keepdims=True))
+    expected = (exponentials / exponentials.sum(axis=1, keepdims=True)).mean(axis=0)
+    merged = merge_views(logits, "prob")
+    assert merged.dtype == torch.float64 and merged.shape == (7,)
+    np.testing.assert_allclose(merged.numpy(), expected, rtol=1e-12)
+    assert merged.sum().item() == pytest.approx(1.0)
+
+
+def test_logit_merging_averages_logits() -> None:
+    logits = random_scores(15, 7)[0].float()
+    merged = merge_views(logits, "logit")
+    assert merged.dtype == torch.float64
+    np.testing.assert_allclose(merged.numpy(), logits.double().numpy().mean(axis=0), rtol=1e-12)
+
+
+def test_the_two_ways_of_merging_can_disagree() -> None:
+    # One view is very sure of class 0, two are mildly for class 1.
+    logits = torch.tensor([[9.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
+    assert merge_views(logits, "logit").argmax() == 0
+    assert merge_views(logits, "prob").argmax() == 1
