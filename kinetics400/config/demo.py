@@ -22,9 +22,9 @@ class SizeFlags:
     """Training videos of each motion class."""
     n_val_per_class: int = 20
     """Validation videos of each motion class."""
-    pretrain_epochs: int = 20
+    pretrain_epochs: int = 15
     """Epochs of pretraining."""
-    finetune_epochs: int = 25
+    finetune_epochs: int = 24
     """Epochs of finetuning, with and without pretraining."""
     n_worker: int = 2
     """Processes that draw, verify and decode videos."""

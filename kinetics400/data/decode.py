@@ -34,7 +34,6 @@ class VideoReader:
     def __init__(self, path: str | Path) -> None:
         self._path = str(path)
         try:
-            # One thread: the loader's workers already fill the cores.
             self._container = av.open(self._path, options={"protocol_whitelist": "file"})
         except (FFmpegError, OSError, ValueError) as error:
             raise DecodeError(f"{self._path!r} cannot be opened: {error}") from error
@@ -109,6 +108,11 @@ class VideoReader:
         except FFmpegError as error:
             raise DecodeError(f"{self._path!r} is damaged: {error}") from error
 
+    def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        # One thread: the loader's workers already fill the cores, and a converter with threads
+        # that is collected after a fork waits in the child for threads that are not there.
+        return self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """Decode frames by index, in the order given, repeats allowed.
 
@@ -125,7 +129,7 @@ class VideoReader:
         frames: dict[int, np.ndarray] = {}
         for number, frame in self._decode_from(min(wanted)):
             if number in wanted and number not in frames:
-                frames[number] = self._to_rgb.reformat(frame, format="rgb24").to_ndarray()
+                frames[number] = self._rgb(frame)
             if len(frames) == len(wanted):
                 break
         if len(frames) < len(wanted):

@@ -1,7 +1,10 @@
 """Reading by index equals decoding everything, whatever the encoder did."""
 
+import gc
 import os
 import random
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -257,3 +260,24 @@ def test_closing_gives_the_file_back(make_video: MakeVideo, tmp_path: Path) -> N
         with pytest.raises(DecodeError):
             VideoReader(damaged)
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_reader_from_before_a_fork_can_be_freed_in_the_child(
+    tmp_path: Path, make_video: MakeVideo
+) -> None:
+    """Colour conversion with threads hung here: the child joined threads that only the parent had."""
+    path = make_video(tmp_path / "a.mp4", n_frames=8, height=64, width=64)
+    reader = VideoReader(path)
+    reader.read([0, 3])
+    child = os.fork()
+    if child == 0:
+        del reader
+        gc.collect()
+        os._exit(0)
+    deadline = time.monotonic() + 10
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if ended[0] == 0:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended[0] == child, "the child hangs"
