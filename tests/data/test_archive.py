@@ -306,6 +306,7 @@ def flipped(data: bytes, position: int) -> bytes:
         (gzip.compress(WITHOUT_END), "no end"),
         (gzip.compress(flipped(make_tar(HONEST), 4097)), "header is|follows"),
     ],
+    ids=range(13),  # the bytes hold the time of day, and make no names
 )
 def test_damage_is_reported_with_its_place_and_finished_files_stay(
     place: Path, data: bytes, message: str
