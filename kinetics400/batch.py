@@ -50,8 +50,9 @@ class Batch:
 def _statistics(like: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
     shape = [1] * like.dim()
     shape[channel_dim] = 3
-    mean = torch.tensor(IMAGENET_MEAN, device=like.device).view(shape)
-    std = torch.tensor(IMAGENET_STD, device=like.device).view(shape)
+    # The type is said: in Fabric's true half precisions the default type is not float32.
+    mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device=like.device).view(shape)
+    std = torch.tensor(IMAGENET_STD, dtype=torch.float32, device=like.device).view(shape)
     return mean, std
 
 

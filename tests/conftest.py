@@ -39,6 +39,7 @@ def _encode(
         container.metadata["title"] = title
         stream = container.add_stream(codec, rate=Fraction(fps), options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1  # threads would not survive a loader's fork
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 90)
         for i in range(n_frames):

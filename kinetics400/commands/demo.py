@@ -137,7 +137,10 @@ def collect(config: DemoConfig) -> dict[str, Any]:
     last_epoch = max(row["epoch"] for row in losses) - 1
 
     def mean(rows: list[dict[str, Any]]) -> float:
-        return sum(row["loss"] for row in rows) / len(rows)
+        """Mean over steps: a row stands for those since the row before."""
+        before = [0, *(row["step"] for row in losses)]
+        steps = [row["step"] - before[losses.index(row)] for row in rows]
+        return sum(n * row["loss"] for n, row in zip(steps, rows, strict=True)) / sum(steps)
 
     def accuracies(result: Evaluation | dict[str, Any]) -> dict[str, float]:
         values = vars(result) if isinstance(result, Evaluation) else result
@@ -150,8 +153,8 @@ def collect(config: DemoConfig) -> dict[str, Any]:
     segments, crops = parse_views(VIEWS)
     n_classes = len(synthetic.MOTION_CLASSES)
     return {
-        "pretrain_loss_first_epoch": mean([row for row in losses if row["epoch"] <= 1]),
-        "pretrain_loss_last_epoch": mean([row for row in losses if row["epoch"] > last_epoch]),
+        "pretrain_loss_first_epoch": round(mean([r for r in losses if r["epoch"] <= 1]), 4),
+        "pretrain_loss_last_epoch": round(mean([r for r in losses if r["epoch"] > last_epoch]), 4),
         "n_classes": n_classes,
         "n_train_videos": len(open_split(work_dir / "data", "train", num_classes=n_classes)),
         "n_val_videos": len(open_split(work_dir / "data", "val", num_classes=n_classes)),

@@ -18,7 +18,7 @@ from kinetics400.data.library import open_split
 from kinetics400.data.loader import view_loader
 from kinetics400.data.storage import write_atomic
 from kinetics400.engine.evaluation import Evaluation, ViewTransform, evaluate
-from kinetics400.errors import InputError, MissingInput
+from kinetics400.errors import DataError, InputError, MissingInput
 from kinetics400.methods.base import Method
 from kinetics400.methods.classification import Classification
 from kinetics400.models.pretrained import find_weights, load_pretrained, read_weights
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     problems.require(subject.n_worker >= 0, "--n_worker must be at least 0")
     segments_crops = problems.catch(lambda: parse_views(protocol.views))
     for text in missing_devices(config.device):
-        problems.require(False, text)
+        problems.add(text)
     problems.raise_any()
     method = load_classifier(subject.checkpoint, dtype=input_dtype(config.device))
     videos = open_split(
@@ -59,6 +59,11 @@ def main(argv: Sequence[str]) -> int:
         num_workers=subject.n_worker,
         merge=protocol.merge,
     )
+    if result.num_scored == 0:
+        raise DataError(
+            f"none of the {result.num_videos} videos could be read: {result.failures[0].reason}. "
+            "Check that the data folder is there and whole"
+        )
     if fabric.is_global_zero:
         results = summarize(result, views=protocol.views, merge=protocol.merge)
         say(outcome(results))

@@ -1,9 +1,10 @@
 """From flags to a plan: check them, resolve defaults, count steps, name what is missing."""
 
 import json
+import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from kinetics400.config.common import DeviceFlags
 from kinetics400.config.defaults import Published
 from kinetics400.config.finetuning import TrainConfig
+from kinetics400.config.parse import flatten
 from kinetics400.config.pretraining import PretrainConfig
 from kinetics400.data.annotations import VideoTable
 from kinetics400.data.library import PUBLISHED_COUNTS, open_split
@@ -23,6 +25,16 @@ from kinetics400.models.architectures import ARCHITECTURES, model_size
 from kinetics400.models.vit import VitConfig
 
 RunConfig = PretrainConfig | TrainConfig
+
+# Flags that a resumed run may change: they do not touch what is learned, or the resolved schedule
+# and the list's digest stand for them.
+MAY_CHANGE = {
+    *("n_epoch", "batch_size", "accumulate", "lr", "base_lr", "min_lr", "warmup_epochs"),
+    *("n_device", "accelerator", "strategy", "n_worker", "max_bad_share"),
+    *("data_dir", "train_list", "val_list", "pretrained_dir", "label_names"),
+    *("views", "merge", "eval_frequency", "save_dir", "save_frequency", "log_every"),
+    *("resume", "recipe", "dry_run"),
+}
 
 # The types in which clips may reach the model, the default first (README, "Precision").
 PRECISION_DTYPES = {
@@ -40,16 +52,19 @@ class Problems:
     def __init__(self) -> None:
         self._texts: list[str] = []
 
+    def add(self, text: str) -> None:
+        self._texts.append(text)
+
     def require(self, condition: bool, text: str) -> None:
         if not condition:
-            self._texts.append(text)
+            self.add(text)
 
     def catch(self, build: Callable[[], Any]) -> Any:
         """Call `build`; a ValueError becomes a problem and the result None."""
         try:
             return build()
         except ValueError as error:
-            self._texts.append(str(error))
+            self.add(str(error))
             return None
 
     def raise_any(self) -> None:
@@ -82,14 +97,18 @@ def check_shared(config: RunConfig, problems: Problems) -> None:
         "min_lr": (optimization.min_lr, 0),
         "warmup_epochs": (optimization.warmup_epochs, 0),
         "weight_decay": (optimization.weight_decay, 0),
-        "clip_grad": (optimization.clip_grad, 0),
         "max_bad_share": (data.max_bad_share, 0),
         "seed": (config.run.seed, 0),
     }
     for name, (value, least) in counts.items():
         problems.require(
-            value is None or value >= least, f"--{name} {value} must be at least {least}"
+            value is None or (least <= value < 2**63 and math.isfinite(value)),
+            f"--{name} {value} must be at least {least}, and finite",
         )
+    clip_grad = optimization.clip_grad
+    problems.require(
+        clip_grad is None or 0 < clip_grad < math.inf, f"--clip_grad {clip_grad} must be positive"
+    )
     check_dtype(device, problems)
 
 
@@ -205,9 +224,17 @@ def open_table(
         return open_split(config.data.data_dir, split, list_path=list_path, num_classes=num_classes)
     except MissingInput as error:
         missing.append(
-            f"data: {error} (The plan assumes Kinetics-400's {PUBLISHED_COUNTS[split]:,} videos.)"
+            f"data: {error} (The plan assumes Kinetics-400's {PUBLISHED_COUNTS['train']:,} / "
+            f"{PUBLISHED_COUNTS['val']:,} videos.)"
         )
         return None
+
+
+def accelerator(device: DeviceFlags) -> str:
+    """Where a run takes place: `auto` is CUDA where there is any, else the CPU."""
+    if device.accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device.accelerator
 
 
 def missing_devices(device: DeviceFlags) -> list[str]:
@@ -216,7 +243,7 @@ def missing_devices(device: DeviceFlags) -> list[str]:
     On a CPU a device is a process; `auto` takes no more of them than there are cores.
     """
     gpus = torch.cuda.device_count()
-    on_gpu = device.accelerator == "cuda" or (device.accelerator == "auto" and gpus > 0)
+    on_gpu = accelerator(device) == "cuda"
     if on_gpu:
         have, kind = gpus, "CUDA device(s)"
     elif device.accelerator == "auto":
@@ -272,29 +299,25 @@ class Run:
 
     def agreed(self) -> dict[str, Any]:
         """What a resumed run must share with its beginning."""
-        model = self.config.model
         assert self.train_videos is not None
-        return {
-            "model_name": model.model_name,
-            "input_size": model.input_size,
-            "num_frames": model.num_frames,
-            "tubelet_size": model.tubelet_size,
-            "patch_size": model.patch_size,
-            "precision": self.config.device.precision,
-            "seed": self.config.run.seed,
-            "train_videos": len(self.train_videos),
-            "global_batch_size": self.schedule.global_batch_size,
-            "total_steps": self.schedule.total_steps,
-            "peak_lr": self.schedule.peak_lr,
+        flags = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in flatten(self.config).items()
+            if name not in MAY_CHANGE
         }
+        return {**flags, **asdict(self.schedule), "videos": self.train_videos.digest()}
 
 
 def plan_as_json(run: Run) -> str:
     """The plan that `--dry_run` prints."""
     config, schedule = run.config, run.schedule
 
-    def count(table: VideoTable | None, split: str) -> int:
-        return PUBLISHED_COUNTS[split] if table is None else len(table)
+    def count(table: VideoTable | None, split: str) -> int | None:
+        if table is not None:
+            return len(table)
+        # Pretraining needs no validation list: without one beside its data, nothing is assumed.
+        assumed = any(text.startswith("data:") for text in run.missing)
+        return PUBLISHED_COUNTS[split] if assumed else None
 
     plan = {
         "model": config.model.model_name,
@@ -311,7 +334,7 @@ def plan_as_json(run: Run) -> str:
         "tokens_total": run.tokens_total,
         "precision": config.device.precision,
         "dtype": str(input_dtype(config.device)).removeprefix("torch."),
-        "strategy": config.device.strategy,
+        "strategy": "ddp" if config.device.n_device > 1 else config.device.strategy,
         "n_device": config.device.n_device,
         "train_videos": count(run.train_videos, "train"),
         "val_videos": count(run.val_videos, "val"),

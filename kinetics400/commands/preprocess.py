@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def preprocess(config: PreprocessConfig) -> Summary:
-    """Bring `data_dir` into the layout that training reads (DESIGN: "Data on disk").
+    """Bring `data_dir` into the layout that training reads (README, "Data").
 
     Raises:
         InputError: no data, a hostile archive, bad list files; nothing was written.

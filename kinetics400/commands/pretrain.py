@@ -101,7 +101,7 @@ def pretrain(run: Run) -> None:
     assert isinstance(config, PretrainConfig) and isinstance(method, VideoMAE)
     assert run.train_videos is not None
     model_dir = config.saving.save_dir / "model"
-    checkpoint = open_run(config)
+    checkpoint = open_run(run)
     done = checkpoint is not None and checkpoint.step == run.schedule.total_steps
     if done and model_dir.exists():
         say(f"{config.saving.save_dir} is finished: the model lies in {model_dir}")

@@ -1,5 +1,6 @@
 """What a run does, pretraining or finetuning: launch, train, leave a model."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -14,19 +15,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kinetics400 import __version__
 from kinetics400.augment.pipeline import Augment
-from kinetics400.commands.plan import Run, RunConfig, Schedule
+from kinetics400.commands.plan import Run, RunConfig, Schedule, accelerator
 from kinetics400.config.common import DeviceFlags
 from kinetics400.config.finetuning import TrainConfig
 from kinetics400.config.parse import to_recipe
 from kinetics400.data import keys
-from kinetics400.data.dataset import ClipDataset, Failure
-from kinetics400.data.decode import DecodeError
+from kinetics400.data.dataset import MAX_SUBSTITUTES, ClipDataset, Unreadable
 from kinetics400.data.loader import Layout, train_loader
 from kinetics400.data.storage import append_json_lines, write_atomic
 from kinetics400.engine.checkpoint import (
     Checkpoint,
     check_agreement,
     find_checkpoint,
+    forget_later,
     load_checkpoint,
     read_checkpoint,
     save_checkpoint,
@@ -43,13 +44,14 @@ def meta_device(config: RunConfig) -> AbstractContextManager[Any]:
     return torch.device("meta") if config.run.dry_run else nullcontext()
 
 
-def open_run(config: RunConfig) -> Checkpoint | None:
+def open_run(run: Run) -> Checkpoint | None:
     """The checkpoint to continue from, according to `--resume`.
 
     Raises:
-        InputError: `never` and the folder is not empty, or the checkpoint is damaged or absent.
+        InputError: `never` and the folder is not empty, or the checkpoint is damaged, absent or
+            of a run with other settings.
     """
-    save_dir, resume = config.saving.save_dir, config.run.resume
+    save_dir, resume = run.config.saving.save_dir, run.config.run.resume
     if save_dir.exists() and not save_dir.is_dir():
         raise InputError(f"--save_dir {save_dir} is not a folder")
     if resume == "never":
@@ -57,10 +59,17 @@ def open_run(config: RunConfig) -> Checkpoint | None:
             raise InputError(f"--resume never: {save_dir} is not empty; choose another --save_dir")
         return None
     if resume == "auto":
-        return find_checkpoint(save_dir / "checkpoints")
-    if not Path(resume).is_dir():
-        raise InputError(f"--resume {resume} is neither auto, never nor a checkpoint folder")
-    return read_checkpoint(Path(resume))
+        checkpoint = find_checkpoint(save_dir / "checkpoints")
+    elif (Path(resume) / "manifest.json").is_file():
+        checkpoint = read_checkpoint(Path(resume))
+    else:
+        raise InputError(
+            f"--resume {resume} is not a complete checkpoint (nor auto or never): give "
+            "<save_dir>/checkpoints/step-..."
+        )
+    if checkpoint is not None:
+        check_agreement(checkpoint, run.agreed())
+    return checkpoint
 
 
 def launch(device: DeviceFlags) -> Fabric:
@@ -69,7 +78,7 @@ def launch(device: DeviceFlags) -> Fabric:
     if device.n_device > 1:
         strategy = DDPStrategy(gradient_as_bucket_view=True)
     fabric = Fabric(
-        accelerator=device.accelerator,
+        accelerator=accelerator(device),
         devices=device.n_device,
         strategy=strategy,
         precision=device.precision,
@@ -89,17 +98,16 @@ def train(
     """Launch, train to the end (or find it done), and return with the method trained.
 
     Raises:
-        InputError: the checkpoint is another run's.
         DataError: too many videos cannot be read.
     """
     config, schedule, method = run.config, run.schedule, run.method
     flags = config.optimization
-    if checkpoint is not None:
-        check_agreement(checkpoint, run.agreed())
     fabric = launch(config.device)
     save_dir = config.saving.save_dir
+    start_step = checkpoint.step if checkpoint is not None else 0
     if fabric.is_global_zero:
         save_dir.mkdir(parents=True, exist_ok=True)
+        forget_later(save_dir / "checkpoints", start_step)
         write_atomic(save_dir / "config.yaml", to_recipe(config))
     fabric.barrier()
     fabric.to_device(method)
@@ -112,10 +120,8 @@ def train(
     optimizer = build_adamw(run.groups, betas=run.betas, fused=fused)
     # Dropout and drop path differ between ranks; what belongs to a sample comes from its key.
     torch.manual_seed(keys.combine(config.run.seed, fabric.global_rank).item())
-    start_step = 0
     if checkpoint is not None:
-        load_checkpoint(fabric, checkpoint, method=method, optimizer=optimizer, agreed=run.agreed())
-        start_step = checkpoint.step
+        load_checkpoint(fabric, checkpoint, method=method, optimizer=optimizer)
     layout = Layout(
         batch_size=flags.batch_size,
         accumulate=flags.accumulate,
@@ -135,22 +141,19 @@ def train(
         log_dir, total_steps=schedule.total_steps, start_step=start_step, title=save_dir.name
     ) as log:
         describe(log, run, start_step)
-        try:
-            fit(
-                fabric,
-                method,
-                optimizer,
-                loader,
-                augment=augment,
-                plan=_plan(config, schedule),
-                log=log,
-                start_step=start_step,
-                save=partial(_save, fabric, run, optimizer),
-                evaluate=None if evaluate is None else lambda _: evaluate(fabric, method),
-                on_failures=BadVideos(run, layout, log),
-            )
-        except DecodeError as error:
-            raise DataError(f"{error}. Check that the data folder is there and whole") from error
+        fit(
+            fabric,
+            method,
+            optimizer,
+            loader,
+            augment=augment,
+            plan=_plan(config, schedule),
+            log=log,
+            start_step=start_step,
+            save=partial(_save, fabric, run, optimizer),
+            evaluate=None if evaluate is None else lambda _: evaluate(fabric, method),
+            bad_videos=BadVideoCount(fabric, run, log),
+        )
     return fabric
 
 
@@ -196,41 +199,58 @@ def describe(log: RunLog, run: Run, start_step: int) -> None:
         log.say(f"continuing after step {start_step} of {schedule.total_steps}")
 
 
-class BadVideos:
+class BadVideoCount:
     """Counts and journals the videos that could not be read while training."""
 
-    def __init__(self, run: Run, layout: Layout, log: RunLog) -> None:
+    def __init__(self, fabric: Fabric, run: Run, log: RunLog) -> None:
+        self._fabric = fabric
         self._file = run.config.saving.save_dir / "bad_videos.jsonl"
         self._steps_per_epoch = run.schedule.steps_per_epoch
-        clips_per_epoch = self._steps_per_epoch * layout.batch_size * layout.accumulate
-        self._most = run.config.data.max_bad_share * clips_per_epoch
         self._share = run.config.data.max_bad_share
+        self._most = self._share * self._steps_per_epoch * run.schedule.global_batch_size
         self._log = log
         self._epoch = -1
         self._count = 0
+        self._gave_up = False
 
-    def __call__(self, step: int, failures: list[Failure]) -> None:
-        """Record failures met while loading a step's clips.
-
-        Raises:
-            DataError: this epoch has had too many.
-        """
-        epoch = step // self._steps_per_epoch
-        if epoch != self._epoch:
+    def record(self, step: int, failures: list[Unreadable]) -> None:
+        """Note what this rank met while loading a step's clips."""
+        if (epoch := step // self._steps_per_epoch) != self._epoch:
             self._epoch, self._count = epoch, 0
         self._count += len(failures)
+        self._gave_up |= any(bad.gave_up for bad in failures)
         append_json_lines(
             self._file,
             [{"step": step, "path": bad.path, "reason": bad.reason} for bad in failures],
         )
         for bad in failures:
             self._log.say(f"replaced a video that cannot be read: {bad.reason}")
-        if self._count > self._most:
-            raise DataError(
-                f"{self._count} videos of epoch {epoch} could not be read, more than "
-                f"--max_bad_share {self._share:g} allows; they are listed in {self._file}. "
-                "Run `python -m data.preprocess` again, or raise --max_bad_share"
-            )
+
+    def check(self, step: int) -> None:
+        """Add up over ranks, and stop all of them together when it is too much.
+
+        Raises:
+            DataError: this epoch has had more than `--max_bad_share`, or many failed in a row.
+        """
+        epoch = step // self._steps_per_epoch
+        own = torch.tensor([self._count if epoch == self._epoch else 0, int(self._gave_up)])
+        total = self._fabric.all_reduce(own.to(self._fabric.device), reduce_op="sum")
+        assert isinstance(total, torch.Tensor)
+        count, gave_up = total.tolist()
+        if count <= self._most and not gave_up:
+            return
+        if not self._fabric.is_global_zero:
+            # Rank 0 says why and sets the exit code; a child that ended with an error of its own
+            # would have the launcher kill rank 0 first.
+            sys.exit(0)
+        why = f"more than --max_bad_share {self._share:g} allows"
+        if gave_up:
+            why = f"{MAX_SUBSTITUTES + 1} videos in a row cannot be read"
+        raise DataError(
+            f"{count} videos of epoch {epoch} could not be read: {why}. They are listed in "
+            f"{self._file}. Check that the data folder is there and whole, run "
+            "`python -m data.preprocess` again, or raise --max_bad_share"
+        )
 
 
 def model_card(title: str, run: Run, outcome: str) -> str:
@@ -255,5 +275,7 @@ def model_card(title: str, run: Run, outcome: str) -> str:
 
 
 def say(text: str) -> None:
-    """Tell the user without touching standard output, which may carry a plan."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell the user, once, without touching standard output, which may carry a plan."""
+    # The launcher starts the other ranks with their number set, before there is a Fabric to ask.
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -142,6 +143,11 @@ def check_own(config: TrainConfig, problems: Problems) -> None:
         config.evaluation.eval_frequency >= 1,
         f"--eval_frequency {config.evaluation.eval_frequency} must be at least 1",
     )
+    weights = config.pretrained
+    problems.require(
+        weights.pretrained or not (weights.pretrained_dir or weights.pretrained_name),
+        "--pretrained_dir and --pretrained_name need --pretrained",
+    )
     problems.catch(lambda: parse_views(config.evaluation.views))
     problems.catch(lambda: class_names(config))
 
@@ -186,16 +192,11 @@ def load_encoder(
         return
     check_architecture(weights, method.encoder.config)
     classes = weights.state.get("head.weight")
-    drop: tuple[str, ...] = ONLY_IN_PRETRAINING
     if classes is not None and len(classes) != method.num_classes:
         say(f"the head of {weights.source} has {len(classes)} classes: starting with a fresh one")
-        drop = (*drop, "head.")
-        weights = Weights(
-            weights.source,
-            {key: value for key, value in weights.state.items() if not key.startswith("head.")},
-            weights.sizes,
-        )
-    load_pretrained(method, weights, may_miss=ONLY_IN_CLASSIFIER, may_drop=drop)
+        state = {key: v for key, v in weights.state.items() if not key.startswith("head.")}
+        weights = replace(weights, state=state)
+    load_pretrained(method, weights, may_miss=ONLY_IN_CLASSIFIER, may_drop=ONLY_IN_PRETRAINING)
 
 
 def _weights(flags: PretrainedFlags, *, download: bool) -> Weights:
@@ -227,7 +228,7 @@ def finetune(run: Run) -> None:
     assert run.train_videos is not None and run.val_videos is not None
     save_dir, model = config.saving.save_dir, config.model
     results_file = save_dir / "results.json"
-    checkpoint = open_run(config)
+    checkpoint = open_run(run)
     done = checkpoint is not None and checkpoint.step == run.schedule.total_steps
     if done and results_file.exists():
         results = json.loads(results_file.read_text(encoding="utf-8"))

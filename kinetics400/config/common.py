@@ -1,7 +1,7 @@
 """Flags that pretraining and finetuning share, one frozen dataclass per concern.
 
 The docstring under a field is its help text. A default of None is resolved by `defaults.py` from
-the model's size or from other flags; the resolved values are printed at the start of a run.
+the model's size or from other flags; `--dry_run` shows the resolved schedule.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """List files ("<path> <label>" per line) and label names. No torch: for small processes."""
 
 import dataclasses
+import hashlib
 import os
 import re
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from kinetics400.data.storage import write_atomic
-from kinetics400.errors import InputError
+from kinetics400.errors import InputError, MissingInput
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
 SHOWN_PROBLEMS = 10
@@ -75,6 +76,13 @@ class VideoTable:
         """All (name, label) pairs."""
         return [(self.name(i), self.label(i)) for i in range(len(self))]
 
+    def digest(self) -> str:
+        """sha256 of names and labels, in order; the folder does not count."""
+        content = hashlib.sha256(self.blob.tobytes())
+        content.update(self.offsets.tobytes())
+        content.update(self.labels.tobytes())
+        return content.hexdigest()
+
     def under(self, root: Path | str) -> "VideoTable":
         """The same videos with relative names starting from `root`."""
         return dataclasses.replace(self, root=os.path.abspath(root))
@@ -88,6 +96,8 @@ def read_list(path: Path | str, *, num_classes: int) -> VideoTable:
     """
     try:
         data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise MissingInput(f"the list file {path} does not exist.") from error
     except OSError as error:
         raise InputError(f"cannot read the list file {path}: {error.strerror}.") from error
     return parse_list(data, source=str(path), num_classes=num_classes)

@@ -26,11 +26,13 @@ BoxSampler = Callable[[int, int, Sequence[float]], Box]  # (height, width, u) ->
 
 
 @dataclass(frozen=True)
-class Failure:
+class Unreadable:
     """A video that could not be read."""
 
     path: str
     reason: str
+    gave_up: bool = False
+    """So many in a row that the sample is blank: the run must not go on."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Sample:
     clip: Tensor
     label: int
     key: Tensor
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[Unreadable] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class VideoViews:
     index: int
     label: int
     views: Tensor | None
-    failure: Failure | None = None
+    failure: Unreadable | None = None
 
 
 def crop_resize(frames: np.ndarray, box: Box, size: int, *, antialias: bool) -> Tensor:
@@ -109,24 +111,24 @@ class ClipDataset(Dataset[Sample]):
     def __getitem__(self, item: tuple[int, int, int]) -> Sample:
         """Load a clip; a video that fails is replaced by one drawn from the same key.
 
-        Raises:
-            DecodeError: `MAX_SUBSTITUTES` videos in a row failed.
+        After `MAX_SUBSTITUTES` the clip is blank and its last failure says so: a worker that
+        raised would stop one rank alone, and the others would wait for it.
         """
         index, epoch, slot = item
         key = keys.sample_key(self.seed, epoch, slot)
-        failures: list[Failure] = []
-        substitutes = keys.uniform(key, "substitute", MAX_SUBSTITUTES)
-        for attempt in range(MAX_SUBSTITUTES + 1):
+        failures: list[Unreadable] = []
+        substitutes = keys.uniform(key, "substitute", MAX_SUBSTITUTES).tolist()
+        for draw in [*substitutes, None]:
             try:
-                clip = self._load(index, key)
+                return Sample(self._load(index, key), self.table.label(index), key, failures)
             except DecodeError as error:
-                failures.append(Failure(self.table.path(index), str(error)))
-                if attempt < MAX_SUBSTITUTES:
-                    index = int(substitutes[attempt] * len(self.table))
-            else:
-                return Sample(clip, self.table.label(index), key, failures)
-        reasons = "; ".join(failure.reason for failure in failures[:3])
-        raise DecodeError(f"{len(failures)} videos in a row cannot be read: {reasons} ...")
+                path = self.table.path(index)
+                failures.append(Unreadable(path, str(error), gave_up=draw is None))
+                if draw is not None:
+                    index = int(draw * len(self.table))
+        num_frames = len(self.sample_frames(1, 0.0))
+        blank = torch.zeros(3, num_frames, self.size, self.size, dtype=torch.uint8)
+        return Sample(blank, self.table.label(index), key, failures)
 
     def _load(self, index: int, key: Tensor) -> Tensor:
         draw = keys.uniform(key, "clip", 1).item()
@@ -174,7 +176,7 @@ class ViewDataset(Dataset[VideoViews]):
         try:
             return VideoViews(index, label, self._views(path))
         except DecodeError as error:
-            return VideoViews(index, label, None, Failure(path, str(error)))
+            return VideoViews(index, label, None, Unreadable(path, str(error)))
 
     def _views(self, path: str) -> Tensor:
         with VideoReader(path) as reader:

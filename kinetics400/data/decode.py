@@ -9,8 +9,12 @@ from types import TracebackType
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
+
+# Containers that store when each frame is shown.
+TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 
 
 class DecodeError(Exception):
@@ -33,10 +37,7 @@ class VideoReader:
 
     def __init__(self, path: str | Path) -> None:
         self._path = str(path)
-        try:
-            self._container = av.open(self._path, options={"protocol_whitelist": "file"})
-        except (FFmpegError, OSError, ValueError) as error:
-            raise DecodeError(f"{self._path!r} cannot be opened: {error}") from error
+        self._container = self._open()
         # One converter for all frames: setting it up costs more than converting a small frame.
         self._to_rgb = VideoReformatter()
         try:
@@ -60,10 +61,20 @@ class VideoReader:
         """Number of frames."""
         return self._length
 
+    def _open(self) -> InputContainer:
+        try:
+            return av.open(
+                self._path, options={"protocol_whitelist": "file"}, metadata_errors="replace"
+            )
+        except (FFmpegError, OSError, ValueError) as error:
+            raise DecodeError(f"{self._path!r} cannot be opened: {error}") from error
+
     def _index(self) -> None:
         if not self._container.streams.video:
             raise DecodeError(f"{self._path!r} has no video stream")
         self._stream = self._container.streams.video[0]
+        if self._stream.codec_context is None:
+            raise DecodeError(f"{self._path!r} is in a coding that cannot be decoded")
         self._stream.codec_context.thread_count = 1
         self.height, self.width = self._stream.height, self._stream.width
         times: list[int | None] = []
@@ -77,7 +88,9 @@ class VideoReader:
         except FFmpegError as error:
             raise DecodeError(f"{self._path!r} is damaged: {error}") from error
         known = sorted(time for time in times if time is not None)
-        self._exact = bool(keys) and len(set(known)) == len(times)
+        # Other containers (AVI) store no presentation times, and what FFmpeg makes up can be wrong.
+        timed = not TIMED_CONTAINERS.isdisjoint(self._container.format.name.split(","))
+        self._exact = timed and bool(keys) and len(set(known)) == len(times)
         if self._exact:
             self._number = {time: index for index, time in enumerate(known)}
             self._keys = sorted((self._number[time], time) for time in keys)
@@ -88,7 +101,10 @@ class VideoReader:
             raise DecodeError(f"{self._path!r} has no frames")
 
     def _decode_from_start(self) -> Iterator[tuple[int, av.VideoFrame]]:
-        self._container.seek(0)
+        self._container.close()
+        self._container = self._open()  # raw streams cannot seek, not even to their start
+        self._stream = self._container.streams.video[0]
+        self._stream.codec_context.thread_count = 1
         try:
             yield from enumerate(self._container.decode(self._stream))
         except FFmpegError as error:

@@ -1,7 +1,7 @@
 """Run a function over many jobs in child processes that may crash, hang or run out of memory.
 
-FFmpeg is never free of memory errors, so bytes from the internet are decoded only here
-(FAULTS: the isolation, not the version, is the control). A child holds nothing but its job.
+No version of FFmpeg is free of memory errors, so bytes from the internet are decoded only here: the
+isolation is the control. A child holds nothing but its job.
 """
 
 import ctypes

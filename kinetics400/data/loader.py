@@ -1,5 +1,6 @@
 """Batches for training and evaluation. Workers hold no state: a batch is a function of its step."""
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from kinetics400.batch import Batch
 from kinetics400.data import keys
-from kinetics400.data.dataset import ClipDataset, Failure, Sample, VideoViews, ViewDataset
+from kinetics400.data.dataset import ClipDataset, Sample, Unreadable, VideoViews, ViewDataset
 
 Item = tuple[int, int, int]  # (video index, epoch, slot)
 
@@ -76,7 +77,7 @@ class StepSampler(Sampler[list[Item]]):
                 yield [(order[slot], epoch, slot) for slot in slots]
 
 
-def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Failure]]:
+def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Unreadable]]:
     """Stack samples into a batch; collect the failures behind them."""
     batch = Batch(
         torch.stack([sample.clip for sample in samples]),
@@ -84,6 +85,11 @@ def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Failure]]:
         torch.stack([sample.key for sample in samples]),
     )
     return batch, [failure for sample in samples for failure in sample.failures]
+
+
+def _start_worker(worker: int) -> None:
+    """Leave what the parent had alone: freeing its decoders would wait for threads it kept."""
+    gc.freeze()
 
 
 def train_loader(
@@ -105,6 +111,7 @@ def train_loader(
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
         # Otherwise the loader would draw from the global generator, and dropout with it.
         generator=torch.Generator(),
     )
@@ -119,5 +126,6 @@ def view_loader(
         sampler=range(rank, len(dataset), world_size),
         batch_size=None,
         num_workers=num_workers,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),
     )

@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from kinetics400.data.storage import fsync_file, fsync_folder, write_atomic
+from kinetics400.data.storage import fsync_folder, write_atomic
 from kinetics400.engine.optim import load_optimizer_state, optimizer_state
 from kinetics400.errors import InputError
 from kinetics400.methods.base import Method
+from kinetics400.tensors import save_tensors
 
 SCHEMA = 1
 KEEP = 2
@@ -69,25 +70,39 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     fabric.barrier()
-    _write_tensors(temporary / f"rank-{fabric.global_rank:05}.safetensors", _random_state())
+    save_tensors(temporary / f"rank-{fabric.global_rank:05}.safetensors", _random_state())
     fabric.barrier()
     if fabric.is_global_zero:
-        _write_tensors(temporary / "model.safetensors", method.state_dict())
-        _write_tensors(temporary / "optimizer.safetensors", optimizer_state(optimizer))
-        state = {"schema": SCHEMA, "step": step, "agreed": dict(agreed)}
+        save_tensors(temporary / "model.safetensors", method.state_dict())
+        save_tensors(temporary / "optimizer.safetensors", optimizer_state(optimizer))
+        state = {
+            "schema": SCHEMA,
+            "step": step,
+            "precision": fabric.strategy.precision.state_dict(),  # the loss scale of float16
+            "agreed": dict(agreed),
+        }
         write_atomic(temporary / "state.json", json.dumps(state, indent=2))
         manifest = {
             file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
             for file in sorted(temporary.iterdir())
         }
         write_atomic(temporary / "manifest.json", json.dumps(manifest, indent=2))
-        if final.exists():  # the same step again, after a restart
+        if final.exists():  # the same step again
             shutil.rmtree(final)
         temporary.rename(final)
         fsync_folder(root)
         for old in _folders(root)[:-KEEP]:
             shutil.rmtree(old)
     fabric.barrier()
+
+
+def forget_later(root: Path, step: int) -> None:
+    """Remove what a run continued at `step` leaves behind: later checkpoints, unfinished ones."""
+    for folder in _folders(root):
+        if int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
+    for folder in root.glob(".tmp-step-*"):
+        shutil.rmtree(folder)
 
 
 def find_checkpoint(root: Path) -> Checkpoint | None:
@@ -106,25 +121,27 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         InputError: it is no checkpoint, a file is damaged or missing, or it is of a newer schema.
     """
+    remedy = "Remove that folder to continue from the one before it"
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         there = {file.name for file in folder.iterdir()} - {"manifest.json"}
         if there != set(manifest):
             unlike = ", ".join(sorted(there ^ set(manifest)))
             raise InputError(
-                f"{folder} is not a complete checkpoint: it and its manifest differ in {unlike}"
+                f"{folder} is not a complete checkpoint: it and its manifest differ in {unlike}. "
+                + remedy
             )
         for name, entry in manifest.items():
             if _sha256(folder / name) != entry["sha256"]:
                 raise InputError(
                     f"checkpoint {folder}: {name} is damaged (its sha256 differs from the "
-                    "manifest's). Remove the folder to continue from the one before"
+                    f"manifest's). {remedy}"
                 )
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder} is not a complete checkpoint: {error}") from error
+        raise InputError(f"{folder} is not a complete checkpoint: {error}. {remedy}") from error
     if state.get("schema") != SCHEMA:
         raise InputError(
             f"checkpoint {folder} has schema {state.get('schema')}, this version reads {SCHEMA}"
@@ -138,17 +155,12 @@ def load_checkpoint(
     *,
     method: Method,
     optimizer: Optimizer,
-    agreed: Mapping[str, Any],
 ) -> None:
-    """Put model, moments and this rank's random state back.
-
-    Raises:
-        InputError: the run differs from the checkpoint's in what both must agree on.
-    """
-    check_agreement(checkpoint, agreed)
+    """Put model, moments, loss scale and this rank's random state back."""
     folder = checkpoint.folder
     method.load_state_dict(load_file(folder / "model.safetensors"))
     load_optimizer_state(optimizer, load_file(folder / "optimizer.safetensors"))
+    fabric.strategy.precision.load_state_dict(checkpoint.state["precision"])
     own = folder / f"rank-{fabric.global_rank:05}.safetensors"
     if own.exists():  # absent when the number of ranks has grown: then they start afresh
         _restore_random_state(load_file(own))
@@ -175,13 +187,8 @@ def check_agreement(checkpoint: Checkpoint, agreed: Mapping[str, Any]) -> None:
 
 
 def _folders(root: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """Checkpoint folders by name, oldest first."""
     return sorted(folder for folder in root.glob("step-*") if _NAME.fullmatch(folder.name))
-
-
-def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file)
-    fsync_file(file)
 
 
 def _sha256(file: Path) -> str:

@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from kinetics400.batch import normalize
-from kinetics400.data.dataset import Failure, VideoViews
+from kinetics400.data.dataset import Unreadable, VideoViews
 from kinetics400.engine.metrics import accuracy, merge_views, topk_correct
 from kinetics400.methods.base import Method
 
@@ -33,7 +33,7 @@ class Evaluation:
     top5_acc: float
     num_videos: int
     num_views: int
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[Unreadable] = field(default_factory=list)
     scores: Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
     @property
@@ -71,7 +71,7 @@ def evaluate(
     was_training = method.training
     method.eval()
     rows: list[tuple[int, int, Tensor]] = []
-    failures: list[Failure] = []
+    failures: list[Unreadable] = []
     num_views = 0
     for group in _grouped(videos, clips_per_forward):
         readable = [video for video in group if video.views is not None]
@@ -123,7 +123,7 @@ def _predict(fabric: Fabric, method: Method, views: Tensor, at_once: int) -> Ten
 def _gathered(
     fabric: Fabric,
     rows: list[tuple[int, int, Tensor]],
-    failures: list[Failure],
+    failures: list[Unreadable],
     num_videos: int,
     num_views: int,
 ) -> Evaluation:

@@ -4,6 +4,7 @@ Units: times in seconds, memory in GiB, rates in clips per second over all ranks
 """
 
 import json
+import math
 import resource
 import sys
 import time
@@ -92,9 +93,15 @@ class RunLog:
         self._writer = SummaryWriter(str(save_dir), purge_step=start_step + 1)
         console = Console()
         if console.is_terminal:
-            columns = (TextColumn(title), BarColumn(bar_width=12), TextColumn("{task.description}"))
+            columns = (
+                TextColumn("{task.fields[title]}", markup=False),
+                BarColumn(bar_width=12),
+                TextColumn("{task.description}"),
+            )
             self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task("", total=total_steps, completed=start_step)
+            self._task = self._bar.add_task(
+                "", total=total_steps, completed=start_step, title=title
+            )
             self._bar.start()
 
     def __enter__(self) -> "RunLog":
@@ -119,7 +126,9 @@ class RunLog:
         """Record scalars after `step` steps, and tell the console in one line."""
         if self._file is None or self._writer is None:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        # JSON knows neither infinity nor NaN (a gradient norm in float16 may be).
+        row = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)

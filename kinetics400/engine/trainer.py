@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from lightning.fabric import Fabric
@@ -15,6 +16,16 @@ from kinetics400.engine.log import RunLog, memory_gib
 from kinetics400.engine.optim import set_lr
 from kinetics400.errors import Failure
 from kinetics400.methods.base import Method
+
+
+class BadVideos(Protocol):
+    """Who keeps count of the videos that could not be read."""
+
+    def record(self, step: int, failures: list) -> None:
+        """Note what one rank met while loading a step's clips."""
+
+    def check(self, step: int) -> None:
+        """Stop the run if they are too many; called by all ranks together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +67,7 @@ def fit(
     start_step: int = 0,
     save: Callable[[int], None] | None = None,
     evaluate: Callable[[int], Mapping[str, float]] | None = None,
-    on_failures: Callable[[int, list], None] | None = None,
+    bad_videos: BadVideos | None = None,
 ) -> None:
     """Train from `start_step` to the end.
 
@@ -71,7 +82,8 @@ def fit(
         start_step: steps already done.
         save: called with the number of steps done every `save_every` epochs and at the end.
         evaluate: called every `eval_every` epochs and at the end; what it returns is logged.
-        on_failures: called with the step and the videos that could not be read.
+        bad_videos: told of videos that could not be read; asked at each log line whether they
+            have become too many.
 
     Raises:
         Failure: the loss is not finite.
@@ -87,8 +99,8 @@ def fit(
             waiting = time.perf_counter()
             batch, failures = next(data)
             meter.data_time += time.perf_counter() - waiting
-            if failures and on_failures is not None:
-                on_failures(step, failures)
+            if failures and bad_videos is not None:
+                bad_videos.record(step, failures)
             batch = augment(batch.to(fabric.device, non_blocking=True))
             # All ranks' gradients meet once per step, at its last micro-batch.
             with fabric.no_backward_sync(model, enabled=micro < plan.accumulate - 1):
@@ -96,7 +108,10 @@ def fit(
                 fabric.backward(values["loss"] / plan.accumulate)
             meter.add(values)
         if plan.clip_grad is not None:
-            norm = fabric.clip_gradients(model, optimizer, max_norm=plan.clip_grad)
+            # The first steps in float16 overflow by design; the scaler skips them.
+            norm = fabric.clip_gradients(
+                model, optimizer, max_norm=plan.clip_grad, error_if_nonfinite=False
+            )
             assert norm is not None
             meter.add({"grad_norm": norm})
         optimizer.step()
@@ -108,6 +123,8 @@ def fit(
         epoch, step_in_epoch = divmod(done, plan.steps_per_epoch)
         last = done == plan.total_steps
         if done % plan.log_every == 0 or step_in_epoch == 0:
+            if bad_videos is not None:
+                bad_videos.check(step)
             log.metrics(done, {"epoch": done / plan.steps_per_epoch, "lr": lr, **meter.read(done)})
         if step_in_epoch == 0:
             if evaluate is not None and (epoch % plan.eval_every == 0 or last):
@@ -151,9 +168,9 @@ class _Meter:
         values = dict(zip(names, means.tolist(), strict=True))
         if not math.isfinite(values["loss"]):
             raise Failure(
-                f"the loss is {values['loss']} at step {step}: lower --lr, lengthen "
-                "--warmup_epochs or set --clip_grad, and repeat the command; it continues from "
-                "the last checkpoint"
+                f"the loss is {values['loss']} at step {step}. Repeating the command continues "
+                "from the last checkpoint; if it comes again, start in another --save_dir with a "
+                "lower --lr, a longer --warmup_epochs or --clip_grad"
             )
         elapsed = time.perf_counter() - self._started
         values |= {

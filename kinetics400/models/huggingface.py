@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from kinetics400.batch import IMAGENET_MEAN, IMAGENET_STD
 from kinetics400.data.storage import replaced_folder
 from kinetics400.models.keymaps import to_hf
 from kinetics400.models.vit import LAYER_NORM_EPS, DecoderConfig, VitConfig
+from kinetics400.tensors import save_tensors
 
 PRETRAINING = "VideoMAEForPreTraining"
 CLASSIFICATION = "VideoMAEForVideoClassification"
@@ -31,9 +31,8 @@ def save_pretrained(
         config: what `hf_config` gave.
         card: text of the model card, Markdown.
     """
-    tensors = {key: value.detach().cpu().contiguous() for key, value in to_hf(state).items()}
     with replaced_folder(folder) as temporary:
-        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        save_tensors(temporary / "model.safetensors", to_hf(state), metadata={"format": "pt"})
         for name, content in (
             ("config.json", config),
             ("preprocessor_config.json", preprocessor_config(config["image_size"])),

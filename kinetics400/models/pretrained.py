@@ -46,7 +46,6 @@ class Weights:
     source: str
     state: dict[str, Tensor]
     sizes: dict[str, int] | None
-    label_names: tuple[str, ...] | None = None
 
 
 # --- find -----------------------------------------------------------------------------------------
@@ -70,7 +69,7 @@ def find_weights(pretrained_dir: Path | None, pretrained_name: str | None) -> Pa
         cached = _cached(pretrained_name)
         return cached.parent if cached else None
     if pretrained_dir.is_file():
-        return pretrained_dir
+        return pretrained_dir.parent if pretrained_dir.name in WEIGHTS_FILES else pretrained_dir
     for folder in _candidates(pretrained_dir, pretrained_name):
         if any((folder / name).is_file() for name in WEIGHTS_FILES):
             return folder
@@ -147,7 +146,7 @@ def read_weights(path: Path) -> Weights:
         file = next(path / name for name in WEIGHTS_FILES if (path / name).is_file())
         config = _read_config(path / "config.json")
         state = _read_tensors(file)
-        return Weights(str(path), from_hf(state, str(file)), _sizes(config), _label_names(config))
+        return Weights(str(path), from_hf(state, str(file)), _sizes(config, path))
     return Weights(str(path), from_official(_read_tensors(path), str(path)), None)
 
 
@@ -190,7 +189,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+def _sizes(config: Mapping[str, Any], folder: Path) -> dict[str, int]:
     """The sizes of the encoder, with the defaults of the Hugging Face class for absent ones."""
     defaults = {
         "image_size": 224,
@@ -202,17 +201,15 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
         "num_attention_heads": 12,
     }
     theirs = {key: config.get(key, default) for key, default in defaults.items()}
+    wrong = [f"{key} {value!r}" for key, value in theirs.items() if type(value) is not int]
+    if wrong:
+        raise InputError(f"{folder / 'config.json'}: not whole numbers: {', '.join(wrong)}")
     return {
         "embed_dim": theirs.pop("hidden_size"),
         "depth": theirs.pop("num_hidden_layers"),
         "num_heads": theirs.pop("num_attention_heads"),
         **theirs,
     }
-
-
-def _label_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    names = config.get("id2label")
-    return tuple(names[key] for key in sorted(names, key=int)) if names else None
 
 
 # --- check and load -------------------------------------------------------------------------------
@@ -274,7 +271,9 @@ def load_pretrained(
         raise InputError(
             f"{weights.source} does not fit the model asked for. {'. '.join(problems)}"
         )
-    module.load_state_dict(theirs, strict=False)
+    # A model built for its shapes alone (a dry run) has nowhere to copy to.
+    shapes_only = any(value.is_meta for value in own.values())
+    module.load_state_dict(theirs, strict=False, assign=shapes_only)
 
 
 def _begins(key: str, prefixes: Sequence[str]) -> bool:

@@ -340,9 +340,11 @@ def test_a_file_as_save_dir(refused: Refused, place: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", BOTH)
 def test_resuming_from_what_is_no_checkpoint(refused: Refused, place: Path, name: str) -> None:
-    assert "--resume absent is neither" in refused(name, "--resume", "absent")
-    (place / "empty").mkdir()
-    assert "empty is not a complete checkpoint" in refused(name, "--resume", "empty")
+    assert "--resume absent is not a complete checkpoint" in refused(name, "--resume", "absent")
+    (place / "torn").mkdir()
+    assert "--resume torn is not a complete checkpoint" in refused(name, "--resume", "torn")
+    (place / "torn" / "manifest.json").write_text("{")
+    assert "torn is not a complete checkpoint" in refused(name, "--resume", "torn")
 
 
 # --- from outside ---------------------------------------------------------------------------------

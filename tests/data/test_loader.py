@@ -1,9 +1,13 @@
 """Which samples reach which step, rank and worker: a function of the step alone."""
 
+import gc
+import signal
 from collections import Counter
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import av
 import pytest
 import torch
 
@@ -163,6 +167,38 @@ def test_two_ranks_load_the_clips_of_one(library: Path, plain: list[Batch]) -> N
 def test_labels_belong_to_their_clips(library: Path, plain: list[Batch]) -> None:
     order = items(Layout(batch_size=8), 24, range(1))[0]
     assert plain[0].labels.tolist() == [video % 4 for video, _, _ in order]
+
+
+def test_a_worker_leaves_the_garbage_of_its_parent_alone(library: Path) -> None:
+    """FFmpeg's threads do not survive the fork: freeing a decoder that has some waits for ever."""
+    videos = open_split(library, "train", num_classes=4)
+    container = av.open(videos.path(7))
+    container.streams.video[0].codec_context.thread_count = 2
+    cycle: list[Any] = [container, next(container.decode(video=0))]
+    cycle.append(cycle)
+
+    def frames(length: int, u: float) -> list[int]:
+        gc.collect()  # in the worker
+        return _frames(length, u)
+
+    def give_up(signal_number: int, frame: Any) -> None:
+        raise TimeoutError("the worker hangs")
+
+    clips = dataset(library)
+    clips.sample_frames = frames
+    gc.disable()
+    previous = signal.signal(signal.SIGALRM, give_up)
+    try:
+        del container, cycle
+        signal.alarm(30)
+        loader = train_loader(
+            clips, Layout(batch_size=2), start_step=0, total_steps=1, num_workers=1
+        )
+        assert len(list(loader)) == 1
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+        gc.enable()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

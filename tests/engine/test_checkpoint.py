@@ -97,7 +97,7 @@ def test_training_continues_bit_for_bit(fabric: Fabric, tmp_path: Path) -> None:
     method, optimizer = build(seed=99)
     checkpoint = find_checkpoint(tmp_path)
     assert checkpoint is not None and checkpoint.step == 3
-    load_checkpoint(fabric, checkpoint, method=method, optimizer=optimizer, agreed=AGREED)
+    load_checkpoint(fabric, checkpoint, method=method, optimizer=optimizer)
     assert train(method, optimizer, range(3, 7)) == expected
     assert all(torch.equal(method.state_dict()[name], weights[name]) for name in weights)
 
@@ -121,7 +121,7 @@ def test_all_generators_continue(fabric: Fabric, tmp_path: Path, cached_gauss: b
         random.seed(seed)
         np.random.seed(seed)
         draw_everywhere()
-        load_checkpoint(fabric, checkpoint, method=method, optimizer=optimizer, agreed=AGREED)
+        load_checkpoint(fabric, checkpoint, method=method, optimizer=optimizer)
         assert [draw_everywhere() for _ in range(3)] == expected
 
 
@@ -193,7 +193,7 @@ def test_a_damaged_file_is_named(fabric: Fabric, tmp_path: Path, name: str) -> N
     content = bytearray((folder / name).read_bytes())
     content[-20] ^= 1
     (folder / name).write_bytes(content)
-    with pytest.raises(InputError, match=f"{folder.name}: {name} is damaged.*Remove the folder"):
+    with pytest.raises(InputError, match=f"{folder.name}: {name} is damaged.*Remove that folder"):
         find_checkpoint(tmp_path)
 
 
@@ -231,13 +231,10 @@ def test_other_settings_are_refused_and_all_listed(fabric: Fabric, tmp_path: Pat
     check_agreement(checkpoint, AGREED)  # a tuple has become a list on disk: no difference
     other = {**AGREED, "lr": 1e-3, "mask_ratio": 0.9}
     del other["model_name"]
-    before = {name: value.clone() for name, value in method.state_dict().items()}
-    method.head.weight.data.add_(1.0)
     with pytest.raises(InputError) as failure:
-        load_checkpoint(fabric, checkpoint, method=method, optimizer=optimizer, agreed=other)
+        check_agreement(checkpoint, other)
     message = str(failure.value)
     assert f"the run in {tmp_path} was started with other settings" in message
     assert "lr was 0.0003, now 0.001; mask_ratio was None, now 0.9; " in message
     assert "model_name was 'tiny', now None" in message and "seed" not in message
     assert "--save_dir" in message
-    assert not torch.equal(method.head.weight, before["head.weight"])  # nothing was loaded

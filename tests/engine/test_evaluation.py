@@ -11,7 +11,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from kinetics400.data.dataset import Failure, VideoViews
+from kinetics400.data.dataset import Unreadable, VideoViews
 from kinetics400.engine.evaluation import Evaluation, evaluate
 from kinetics400.methods.base import Method
 
@@ -43,7 +43,7 @@ def make_videos(num_videos: int, unreadable: Iterable[int] = ()) -> list[VideoVi
         label = int(rng.integers(CLASSES))
         views = torch.from_numpy(rng.integers(0, 256, (VIEWS, 3, 4, 2, 2), dtype=np.uint8))
         if index in unreadable:
-            failure = Failure(f"{index}.mp4", "damaged")
+            failure = Unreadable(f"{index}.mp4", "damaged")
             videos.append(VideoViews(index, label, None, failure))
         else:
             videos.append(VideoViews(index, label, views))
@@ -169,7 +169,7 @@ def test_an_unreadable_video_is_wrong_and_listed(
     np.testing.assert_allclose(result.scores.numpy(), scores, rtol=1e-5)
     assert result.top1_acc == pytest.approx(top1)
     assert result.top5_acc <= 100 * 6 / 9
-    assert result.failures == [Failure(f"{i}.mp4", "damaged") for i in (2, 5, 8)]
+    assert result.failures == [Unreadable(f"{i}.mp4", "damaged") for i in (2, 5, 8)]
     assert (result.num_videos, result.num_scored) == (9, 6)
 
 

@@ -250,7 +250,7 @@ class Breaks(Line):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(value: float) -> None:
     method = Breaks(3, value)
-    with pytest.raises(Failure, match=rf"loss is {value} at step 3: lower --lr"):
+    with pytest.raises(Failure, match=rf"loss is {value} at step 3\."):
         run(method, make_optimizer(method, "sgd"), batches(4, [6]))
 
 
@@ -323,8 +323,16 @@ def test_training_mode_is_on_while_training() -> None:
     assert modes == [True] * 4
 
 
-def test_failures_are_passed_on_with_their_step() -> None:
+def test_bad_videos_are_recorded_at_once_and_checked_before_each_line_of_the_log() -> None:
     method, heard = make_method("line"), []
+
+    class Count:
+        def record(self, step: int, failures: list[str]) -> None:
+            heard.append((step, *failures))
+
+        def check(self, step: int) -> None:
+            heard.append((step, "check"))
+
     data = (
         (batch, [f"video {n}"] if n in (0, 5) else [])
         for n, (batch, _) in enumerate(batches(4, [3, 3]))
@@ -333,10 +341,18 @@ def test_failures_are_passed_on_with_their_step() -> None:
         method,
         make_optimizer(method, "sgd"),
         data,
-        plan={"accumulate": 2},
-        on_failures=lambda step, failures: heard.append((step, failures)),
+        plan={"accumulate": 2, "log_every": 2},
+        save=lambda step: heard.append((step, "save")),
+        bad_videos=Count(),
     )
-    assert heard == [(0, ["video 0"]), (2, ["video 5"])]
+    # `save` gets the number of steps done.
+    assert heard == [
+        (0, "video 0"),
+        (1, "check"),
+        (2, "video 5"),
+        (3, "check"),
+        (4, "save"),
+    ]
 
 
 # --- metrics --------------------------------------------------------------------------------------
