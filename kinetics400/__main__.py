@@ -1,12 +1,16 @@
 """The console command: one table from subcommand to function, and the one place that exits."""
 
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
+from types import FrameType
 
 from kinetics400 import __version__
-from kinetics400.errors import Failure, StorageError
+from kinetics400.errors import Failure, Stopped, StorageError
 
 COMMANDS = {
     "preprocess": ("kinetics400.commands.preprocess", "unpack and verify the dataset"),
@@ -25,7 +29,8 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     """
     main = import_module(COMMANDS[name][0]).main
     try:
-        return main(argv)
+        with stop_on_sigterm():
+            return main(argv)
     except Failure as failure:
         print(f"{name}: {failure}", file=sys.stderr)
         return failure.exit_code
@@ -37,6 +42,23 @@ def run_command(name: str, argv: Sequence[str]) -> int:
             raise
         print(f"{name}: the disk failed: {error}", file=sys.stderr)
         return StorageError.exit_code
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """Leave in order (children ended, temporary files removed) when the scheduler says so."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped("stopped by SIGTERM; repeat the command to continue.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def usage() -> str:
@@ -58,7 +80,7 @@ def main() -> None:
         sys.exit(0)
     if name not in COMMANDS:
         close = get_close_matches(name, COMMANDS)
-        hint = f" Perhaps you meant {close[0]!r}." if close else ""
+        hint = f" Perhaps you meant {close[0]!r}?" if close else ""
         print(f"kinetics400: there is no command {name!r}.{hint}\n{usage()}", file=sys.stderr)
         sys.exit(2)
     sys.exit(run_command(name, argv))

@@ -3,12 +3,8 @@
 import math
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from kinetics400.commands.preprocess_report import SplitSummary, Summary, format_summary
 from kinetics400.commands.progress import ProgressMeter
@@ -31,7 +27,7 @@ from kinetics400.data.library import (
 )
 from kinetics400.data.stream import find_archive, identity
 from kinetics400.data.verification import plan, verify, videos_root
-from kinetics400.errors import DataError, InputError, Stopped, StorageError
+from kinetics400.errors import DataError, InputError, StorageError
 
 # What an unpacked archive needs on disk: videos do not compress, and file systems round up.
 DISK_GROWTH, DISK_MARGIN = 1.05, 64 << 20
@@ -46,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Unpack Kinetics-400 safely and keep the videos that decode. "
         "Repeating the command continues.",
     )
-    with _stop_on_sigterm():
-        summary = preprocess(config)
+    summary = preprocess(config)
     print(format_summary(summary))
     return 0
 
@@ -256,20 +251,3 @@ def _check_share(
         "lists were not written and nothing was moved; what was verified is remembered, so a "
         f"repeated command is quick.\n{format_reasons(bad)}"
     )
-
-
-@contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """Leave in order (children killed, temporary files removed) when the scheduler says so."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped("stopped by SIGTERM; repeat the command to continue.")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -166,7 +166,9 @@ def test_absent_file(tmp_path: Path) -> None:
         VideoReader(tmp_path / "absent.mp4")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a video\n" * 100, b"\0" * 5000, bytes(range(256)) * 20])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a video\n" * 100, b"\0" * 5000, bytes(range(256)) * 20]
+)
 def test_not_a_video(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "notes.mp4"
     path.write_bytes(content)
