@@ -24,9 +24,13 @@ from kinetics400.data.library import (
     list_name,
     read_quarantine,
     videos_name,
+)
+from kinetics400.data.storage import (
+    append_json_lines,
+    disk_errors,
+    read_json_lines,
     write_atomic,
 )
-from kinetics400.data.storage import append_json_lines, disk_errors, read_json_lines
 from kinetics400.errors import InputError
 
 FOLDER = ".preprocess"

@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kinetics400.data.annotations import VIDEO_SUFFIXES, VideoTable, read_list
-from kinetics400.data.storage import append_json_lines, read_json_lines, write_atomic
+from kinetics400.data.storage import read_json_lines, write_atomic
 from kinetics400.errors import InputError, MissingInput
-
-__all__ = ["VIDEO_SUFFIXES", "VideoTable", "open_split", "read_list", "write_atomic"]
 
 LIBRARY_NAME = "Kinetics-400"
 ARCHIVE_NAME = "Kinetics-400.tar.gz"
@@ -96,11 +94,6 @@ class Quarantined:
     reason: str
     """One of a few kinds, for counting: "absent", "truncated", …"""
     detail: str = ""
-
-
-def append_quarantine(path: Path | str, videos: list[Quarantined]) -> None:
-    """Append to a quarantine file (JSON lines)."""
-    append_json_lines(path, (asdict(video) for video in videos))
 
 
 def write_quarantine(path: Path | str, videos: list[Quarantined]) -> None:

@@ -4,7 +4,8 @@ import re
 import tarfile
 import unicodedata
 
-from kinetics400.data.library import SPLITS, VIDEO_SUFFIXES, list_name, videos_name
+from kinetics400.data.annotations import VIDEO_SUFFIXES
+from kinetics400.data.library import SPLITS, list_name, videos_name
 from kinetics400.errors import InputError
 
 # C0 and C1 controls, line separators, and what Python makes of names that are not UTF-8.

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from kinetics400.errors import StorageError
 
@@ -23,8 +23,9 @@ def disk_errors(doing: str) -> Iterator[None]:
         ) from error
 
 
-def write_atomic(path: Path | str, data: bytes | str) -> None:
-    """Replace `path` by `data` in one step: temporary file beside it, fsync, rename, fsync folder.
+@contextmanager
+def replaced_file(path: Path | str) -> Iterator[BinaryIO]:
+    """Yield a temporary file that takes the place of `path` when the block succeeds.
 
     The temporary name is fixed, so what a killed run left is overwritten by the next one.
 
@@ -33,11 +34,10 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    content = data.encode() if isinstance(data, str) else data
     with disk_errors(f"writing {path}"):
         try:
             with open(temporary, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -45,6 +45,16 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
             temporary.unlink(missing_ok=True)
             raise
         fsync_folder(path.parent)
+
+
+def write_atomic(path: Path | str, data: bytes | str) -> None:
+    """Replace `path` by `data` in one step.
+
+    Raises:
+        StorageError: the disk is full, read-only or failing; `path` is as it was before.
+    """
+    with replaced_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
 
 
 def fsync_folder(folder: Path | str) -> None:

@@ -10,13 +10,10 @@ T frames, H, W pixels; lengths without a unit are fractions of the frame's short
 import gzip
 import io
 import multiprocessing
-import os
 import string
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -25,7 +22,9 @@ from typing import BinaryIO
 import av
 import numpy as np
 
-from kinetics400.errors import InputError, StorageError
+from kinetics400.data.library import LIBRARY_NAME, SPLITS, list_name, videos_name
+from kinetics400.data.storage import replaced_file
+from kinetics400.errors import InputError
 
 MOTION_CLASSES: tuple[str, ...] = (
     "moving right",
@@ -44,8 +43,6 @@ MOTION_CLASSES: tuple[str, ...] = (
 DIRECTIONS = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, 1), (-1, -1), (1, 1))
 N_TRANSLATION = len(DIRECTIONS)
 
-ARCHIVE_ROOT = "Kinetics-400"
-SPLITS = ("train", "val")
 
 FRAME_RATES = (Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30))
 # Width : height and its share: landscape mostly, as on YouTube.
@@ -298,35 +295,9 @@ def make_videos(entries: list[Entry], n_worker: int) -> Iterator[bytes]:
         yield from pool.map(make_video, entries, chunksize=8)
 
 
-@contextmanager
-def replaced(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside path; it takes path's place when the block ends well."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise StorageError(f"cannot write in {path.parent}: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}; nothing was kept") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
 def add_member(archive: tarfile.TarFile, name: str, content: bytes | None) -> None:
     """Add a file, or a folder when content is None, with the same metadata at any time."""
-    member = tarfile.TarInfo(f"{ARCHIVE_ROOT}/{name}".rstrip("/"))
+    member = tarfile.TarInfo(f"{LIBRARY_NAME}/{name}".rstrip("/"))
     if content is None:
         member.type, member.mode = tarfile.DIRTYPE, 0o755
     else:
@@ -371,18 +342,19 @@ def write_archive(
         raise InputError("; ".join(problems))
     counts = dict(zip(SPLITS, (n_train_per_class, n_val_per_class), strict=True))
     lists = {split: plan_split(split, n, seed) for split, n in counts.items()}
-    names = [f"videos_{split}/{entry.name}" for split in SPLITS for entry in lists[split]]
+    names = [f"{videos_name(split)}/{entry.name}" for split in SPLITS for entry in lists[split]]
     videos = make_videos([entry for split in SPLITS for entry in lists[split]], n_worker)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with (
-        replaced(Path(path)) as file,
+        replaced_file(path) as file,
         gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
-        for folder in ("", *(f"videos_{split}" for split in SPLITS)):
+        for folder in ("", *map(videos_name, SPLITS)):
             add_member(archive, folder, None)
         for split, entries in lists.items():
             lines = "".join(f"{entry.name} {entry.label}\n" for entry in entries)
-            add_member(archive, f"kinetics400_{split}_list_videos.txt", lines.encode())
+            add_member(archive, list_name(split), lines.encode())
         for done, (name, video) in enumerate(zip(names, videos, strict=True), start=1):
             add_member(archive, name, video)
             if on_video is not None:

@@ -3,16 +3,14 @@ from pathlib import Path
 
 import pytest
 
+from kinetics400.data.annotations import VideoTable
 from kinetics400.data.library import (
     Quarantined,
-    VideoTable,
-    append_quarantine,
     open_split,
     read_quarantine,
-    write_atomic,
     write_quarantine,
 )
-from kinetics400.data.storage import append_json_lines, read_json_lines
+from kinetics400.data.storage import append_json_lines, read_json_lines, write_atomic
 from kinetics400.errors import InputError, StorageError
 
 
@@ -88,8 +86,7 @@ def test_quarantine_file_round_trip(tmp_path: Path) -> None:
     ]
     file = tmp_path / "q.jsonl"
     assert read_quarantine(file) == []
-    write_quarantine(file, rows[:1])
-    append_quarantine(file, rows[1:])
+    write_quarantine(file, rows)
     assert read_quarantine(file) == rows
     file.write_text('{"path": "a"}\n')
     with pytest.raises(InputError, match="not a quarantine file"):

@@ -1,6 +1,7 @@
 """The embedded motion dataset: what it writes, and that one frame says nothing about the class."""
 
 import io
+import os
 import re
 import tarfile
 from dataclasses import replace
@@ -10,7 +11,6 @@ import av
 import numpy as np
 import pytest
 
-from kinetics400.data import synthetic
 from kinetics400.data.synthetic import (
     MOTION_CLASSES,
     draw_scene,
@@ -282,7 +282,7 @@ def test_a_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path, monkeypatch
     def full(fd):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(synthetic.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space left"):
         write_archive(tmp_path / "a.tar.gz", n_train_per_class=1, n_val_per_class=1)
     assert list(tmp_path.iterdir()) == []
