@@ -29,7 +29,9 @@ class StorageError(Failure):
     """The disk is full, read-only or failing."""
 
     exit_code = 74
-    ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG})
+    ERRNOS = frozenset(
+        {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES}
+    )
 
 
 class Stopped(Failure):

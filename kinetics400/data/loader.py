@@ -1,6 +1,7 @@
 """Batches for training and evaluation. Workers hold no state: a batch is a function of its step."""
 
 import gc
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,10 @@ from torch.utils.data import DataLoader, Sampler
 from kinetics400.batch import Batch
 from kinetics400.data import keys
 from kinetics400.data.dataset import ClipDataset, Sample, Unreadable, VideoViews, ViewDataset
+
+# A forked worker must not free what was garbage in its parent: a decoder or converter would wait
+# for threads that only the parent has. Frozen before the fork, as any moment later is too late.
+os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
 
 Item = tuple[int, int, int]  # (video index, epoch, slot)
 
@@ -87,11 +92,6 @@ def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Unreadable]]:
     return batch, [failure for sample in samples for failure in sample.failures]
 
 
-def _start_worker(worker: int) -> None:
-    """Leave what the parent had alone: freeing its decoders would wait for threads it kept."""
-    gc.freeze()
-
-
 def train_loader(
     dataset: ClipDataset,
     layout: Layout,
@@ -111,7 +111,6 @@ def train_loader(
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
         # Otherwise the loader would draw from the global generator, and dropout with it.
         generator=torch.Generator(),
     )
@@ -126,6 +125,5 @@ def view_loader(
         sampler=range(rank, len(dataset), world_size),
         batch_size=None,
         num_workers=num_workers,
-        worker_init_fn=_start_worker,
         generator=torch.Generator(),
     )
