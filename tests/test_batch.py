@@ -50,3 +50,14 @@ def test_batch_survives_the_way_from_a_worker_process() -> None:
     copy = pickle.loads(pickle.dumps(batch))
     for name in ("clips", "labels", "keys"):
         assert torch.equal(getattr(copy, name), getattr(batch, name))
+
+
+def test_statistics_are_float32_whatever_the_default_type() -> None:
+    """Fabric's true half precisions change the default type around a forward pass."""
+    pixels = torch.rand(2, 3, 2, 4, 4)
+    expected = denormalize(pixels)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(denormalize(pixels), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -59,11 +59,6 @@ def main(argv: Sequence[str]) -> int:
         num_workers=subject.n_worker,
         merge=protocol.merge,
     )
-    if result.num_scored == 0:
-        raise DataError(
-            f"none of the {result.num_videos} videos could be read: {result.failures[0].reason}. "
-            "Check that the data folder is there and whole"
-        )
     if fabric.is_global_zero:
         results = summarize(result, views=protocol.views, merge=protocol.merge)
         say(outcome(results))
@@ -122,7 +117,11 @@ def score(
     merge: str,
     transform: ViewTransform | None = None,
 ) -> Evaluation:
-    """Score a classifier on videos with a protocol of (segments, crops)."""
+    """Score a classifier on videos with a protocol of (segments, crops).
+
+    Raises:
+        DataError: not one video could be read; an accuracy of 0 % would hide it.
+    """
     assert isinstance(method, Classification)
     sizes = method.encoder.config
     dataset = ViewDataset(
@@ -139,7 +138,7 @@ def score(
         world_size=fabric.world_size,
         num_workers=num_workers,
     )
-    return evaluate(
+    result = evaluate(
         fabric,
         method,
         loader,
@@ -149,6 +148,12 @@ def score(
         clips_per_forward=clips_per_forward,
         transform=transform,
     )
+    if result.num_scored == 0:
+        raise DataError(
+            f"none of the {result.num_videos} videos could be read: {result.failures[0].reason}. "
+            "Check that the data folder is there and whole"
+        )
+    return result
 
 
 def summarize(result: Evaluation, *, views: str, merge: str) -> dict[str, object]:

@@ -27,9 +27,10 @@ from kinetics400.engine.checkpoint import (
     Checkpoint,
     check_agreement,
     find_checkpoint,
-    forget_later,
     load_checkpoint,
     read_checkpoint,
+    refuse_later,
+    remove_unfinished,
     save_checkpoint,
 )
 from kinetics400.engine.log import RunLog
@@ -48,8 +49,8 @@ def open_run(run: Run) -> Checkpoint | None:
     """The checkpoint to continue from, according to `--resume`.
 
     Raises:
-        InputError: `never` and the folder is not empty, or the checkpoint is damaged, absent or
-            of a run with other settings.
+        InputError: `never` and the folder is not empty, a path and the folder holds later
+            checkpoints, or the checkpoint is damaged, absent or of a run with other settings.
     """
     save_dir, resume = run.config.saving.save_dir, run.config.run.resume
     if save_dir.exists() and not save_dir.is_dir():
@@ -62,6 +63,7 @@ def open_run(run: Run) -> Checkpoint | None:
         checkpoint = find_checkpoint(save_dir / "checkpoints")
     elif (Path(resume) / "manifest.json").is_file():
         checkpoint = read_checkpoint(Path(resume))
+        refuse_later(save_dir / "checkpoints", checkpoint.step)
     else:
         raise InputError(
             f"--resume {resume} is not a complete checkpoint (nor auto or never): give "
@@ -107,7 +109,7 @@ def train(
     start_step = checkpoint.step if checkpoint is not None else 0
     if fabric.is_global_zero:
         save_dir.mkdir(parents=True, exist_ok=True)
-        forget_later(save_dir / "checkpoints", start_step)
+        remove_unfinished(save_dir / "checkpoints")
         write_atomic(save_dir / "config.yaml", to_recipe(config))
     fabric.barrier()
     fabric.to_device(method)

@@ -96,11 +96,24 @@ def save_checkpoint(
     fabric.barrier()
 
 
-def forget_later(root: Path, step: int) -> None:
-    """Remove what a run continued at `step` leaves behind: later checkpoints, unfinished ones."""
-    for folder in _folders(root):
-        if int(folder.name.removeprefix("step-")) > step:
-            shutil.rmtree(folder)
+def refuse_later(root: Path, step: int) -> None:
+    """Make sure that a run continued at `step` finds no checkpoints from beyond it.
+
+    It would neither know them for another run's nor keep its own older ones beside them.
+
+    Raises:
+        InputError: there are some; they are the user's to remove.
+    """
+    later = [f.name for f in _folders(root) if int(f.name.removeprefix("step-")) > step]
+    if later:
+        raise InputError(
+            f"{root} holds checkpoints later than step {step} ({', '.join(later)}): move them "
+            "away, or choose another --save_dir"
+        )
+
+
+def remove_unfinished(root: Path) -> None:
+    """Remove what a killed save left."""
     for folder in root.glob(".tmp-step-*"):
         shutil.rmtree(folder)
 

@@ -495,8 +495,55 @@ def test_a_data_folder_that_vanished_stops_the_run(
     """No endless search for a substitute, and one message, whoever met the failure."""
     for file in (damaged / "videos_train").iterdir():
         file.unlink()
-    flags = ("--n_worker", workers, "--max_bad_share", "1")
+    flags = ("--n_worker", workers, "--max_bad_share", "100")  # the share alone would not stop it
     run("pretrain", damaged, tmp_path / "run", *flags, code=3)
     told = capsys.readouterr().err
     assert "9 videos in a row cannot be read" in told
     assert "Traceback" not in told
+
+
+def test_resuming_from_a_path_deletes_nothing_later(
+    library: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The later checkpoints may be another run's: refused by name, and still there."""
+    save_dir = shutil.copytree(pretrained, tmp_path / "run")
+    early = shutil.copytree(
+        save_dir / "checkpoints" / "step-0000000003", tmp_path / "step-0000000003"
+    )
+    before = state_of(save_dir)
+    run("pretrain", library, save_dir, "--resume", str(early), code=2)
+    assert "step-0000000006" in capsys.readouterr().err
+    assert state_of(save_dir) == before
+
+
+def test_a_killed_saves_remains_are_removed(
+    library: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    save_dir = shutil.copytree(pretrained, tmp_path / "run")
+    shutil.rmtree(save_dir / "checkpoints" / "step-0000000006")
+    (save_dir / "checkpoints" / ".tmp-step-0000000005").mkdir()
+    run("pretrain", library, save_dir)
+    assert not list((save_dir / "checkpoints").glob(".tmp*"))
+
+
+def test_no_readable_validation_video_is_no_result(
+    library: Path, finetuned: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    """Neither for `evaluate` nor at the end of `train`: 0 % would look like an accuracy."""
+    broken = shutil.copytree(library, tmp_path / "data" / "Kinetics-400")
+    for video in (broken / "videos_val").iterdir():
+        video.write_bytes(b"")
+    flags = ["--checkpoint", str(finetuned), "--data_dir", str(broken), "--n_worker", "0"]
+    assert run_command("evaluate", [*flags, "--json", str(tmp_path / "out.json")]) == 3
+    assert not (tmp_path / "out.json").exists()
+    save_dir = shutil.copytree(finetuned, tmp_path / "run")
+    (save_dir / "results.json").unlink()
+    run("train", broken, save_dir, *own_flags(pretrained), code=3)
+    assert not (save_dir / "results.json").exists()
+
+
+def test_weights_named_without_pretrained_are_not_ignored(
+    library: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("train", library, tmp_path / "run", "--pretrained_dir", str(pretrained), code=2)
+    assert "need --pretrained" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.precision import MixedPrecision
 from torch.optim import Optimizer
 
 from kinetics400.batch import Batch, normalize
@@ -238,3 +239,19 @@ def test_other_settings_are_refused_and_all_listed(fabric: Fabric, tmp_path: Pat
     assert "lr was 0.0003, now 0.001; mask_ratio was None, now 0.9; " in message
     assert "model_name was 'tiny', now None" in message and "seed" not in message
     assert "--save_dir" in message
+
+
+def test_the_loss_scale_of_float16_continues(fabric: Fabric, tmp_path: Path) -> None:
+    """A fresh scale would skip other steps than the uninterrupted run."""
+    precision = MixedPrecision("16-mixed", "cpu")
+    assert precision.scaler is not None
+    half = Fabric(accelerator="cpu", devices=1, plugins=[precision])
+    method, optimizer = build()
+    wanted = {**precision.scaler.state_dict(), "scale": 512.0, "_growth_tracker": 7}
+    precision.scaler.load_state_dict(wanted)
+    train(method, optimizer, range(1))
+    folder = save(half, tmp_path, 1, method, optimizer)
+    fresh = MixedPrecision("16-mixed", "cpu")
+    again = Fabric(accelerator="cpu", devices=1, plugins=[fresh])
+    load_checkpoint(again, read_checkpoint(folder), method=method, optimizer=optimizer)
+    assert fresh.scaler is not None and fresh.scaler.state_dict() == wanted

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from kinetics400.batch import Batch, normalize
@@ -400,3 +401,27 @@ def test_evaluation_and_saving_do_not_count_as_training_time(tmp_path: Path) -> 
     )
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "lr" in row]
     assert max(row["step_time"] for row in rows) < 0.25
+
+
+def test_clipping_lets_the_scaler_skip_a_step_that_overflows(tmp_path: Path) -> None:
+    """The first steps in float16 overflow by design; JSON has no infinity for their norm."""
+
+    class Overflows(Line):
+        calls = 0
+
+        def forward(self, batch: Batch, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+            self.calls += 1
+            values = super().forward(batch, drawn)
+            return values if self.calls > 1 else {**values, "loss": values["loss"].float() * 1e35}
+
+    method = Overflows()
+    optimizer = make_optimizer(method, "sgd")
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu")])
+    settings = {"total_steps": 2, "steps_per_epoch": 2, "global_batch_size": 6, "log_every": 1}
+    with RunLog(tmp_path, total_steps=2) as log:
+        plan = Plan(**settings, lr=lr_of, clip_grad=1.0)
+        fit(fabric, method, optimizer, batches(2, [6]), augment=augment, plan=plan, log=log)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    norms = [json.loads(line, parse_constant=pytest.fail)["grad_norm"] for line in lines]
+    assert norms[0] is None and norms[1] > 0
+    assert all(parameter.isfinite().all() for parameter in method.parameters())
