@@ -17,8 +17,10 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from kinetics400.commands import preprocess, pretrain, report, train
+from kinetics400.commands.clips import test_sampler
 from kinetics400.commands.evaluate import load_classifier, parse_views, score
 from kinetics400.commands.session import say
+from kinetics400.config.common import LabelledClipFlags
 from kinetics400.config.demo import DemoConfig
 from kinetics400.config.parse import parse
 from kinetics400.data import keys, synthetic
@@ -175,7 +177,7 @@ def ablate(config: DemoConfig, transform: ViewTransform) -> Evaluation:
         method,
         open_split(work_dir / "data", "val", num_classes=method.num_classes),
         views=parse_views(VIEWS),
-        sampling_rate=4,
+        segment_frames=test_sampler(LabelledClipFlags(), method.encoder.config.num_frames),
         clips_per_forward=32,
         num_workers=config.size.n_worker,
         merge="prob",

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from lightning.fabric import Fabric
 
+from kinetics400.commands.clips import check_clips, test_sampler
 from kinetics400.commands.plan import Problems, check_dtype, input_dtype, missing_devices
 from kinetics400.commands.session import launch, say
 from kinetics400.config.evaluation import EvaluateConfig
 from kinetics400.config.parse import parse
 from kinetics400.data.annotations import VideoTable
-from kinetics400.data.dataset import ViewDataset
+from kinetics400.data.dataset import SegmentSampler, ViewDataset
 from kinetics400.data.library import open_split
 from kinetics400.data.loader import view_loader
 from kinetics400.data.storage import write_atomic
@@ -36,8 +37,8 @@ def main(argv: Sequence[str]) -> int:
     subject, protocol = config.subject, config.protocol
     problems = Problems()
     check_dtype(config.device, problems)
-    for name in ("sampling_rate", "batch_size"):
-        problems.require(getattr(subject, name) >= 1, f"--{name} must be at least 1")
+    check_clips(config.clips, problems)
+    problems.require(subject.batch_size >= 1, "--batch_size must be at least 1")
     problems.require(subject.n_worker >= 0, "--n_worker must be at least 0")
     segments_crops = problems.catch(lambda: parse_views(protocol.views))
     for text in missing_devices(config.device):
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         method,
         videos,
         views=segments_crops,
-        sampling_rate=subject.sampling_rate,
+        segment_frames=test_sampler(config.clips, method.encoder.config.num_frames),
         clips_per_forward=subject.batch_size,
         num_workers=subject.n_worker,
         merge=protocol.merge,
@@ -111,7 +112,7 @@ def score(
     videos: VideoTable,
     *,
     views: tuple[int, int],
-    sampling_rate: int,
+    segment_frames: SegmentSampler,
     clips_per_forward: int,
     num_workers: int,
     merge: str,
@@ -123,14 +124,12 @@ def score(
         DataError: not one video could be read; an accuracy of 0 % would hide it.
     """
     assert isinstance(method, Classification)
-    sizes = method.encoder.config
     dataset = ViewDataset(
         videos,
-        num_frames=sizes.num_frames,
-        sampling_rate=sampling_rate,
+        segment_frames=segment_frames,
         num_segments=views[0],
         num_crops=views[1],
-        size=sizes.image_size,
+        size=method.encoder.config.image_size,
     )
     loader = view_loader(
         dataset,

@@ -88,7 +88,6 @@ def check_shared(config: RunConfig, problems: Problems) -> None:
         "batch_size": (optimization.batch_size, 1),
         "accumulate": (optimization.accumulate, 1),
         "n_device": (device.n_device, 1),
-        "sampling_rate": (data.sampling_rate, 1),
         "n_worker": (data.n_worker, 0),
         "log_every": (config.run.log_every, 1),
         "save_frequency": (config.saving.save_frequency, 1),

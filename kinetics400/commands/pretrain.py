@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from kinetics400.augment.pipeline import training_augment
+from kinetics400.commands.clips import check_clips, pretraining_sampler
 from kinetics400.commands.plan import (
     Problems,
     Run,
@@ -58,6 +59,7 @@ def prepare(config: PretrainConfig) -> Run:
     """
     problems = Problems()
     check_shared(config, problems)
+    check_clips(config.clips, problems)
     ratio = config.masking.mask_ratio
     problems.require(0 < ratio < 1, f"--mask_ratio {ratio} must lie between 0 and 1")
     vit = problems.catch(lambda: vit_config(config))
@@ -109,7 +111,11 @@ def pretrain(run: Run) -> None:
     size, model = config.model.input_size, config.model
     dataset = ClipDataset(
         run.train_videos,
-        sample_frames=partial(_frames, model.num_frames, config.data.sampling_rate),
+        sample_frames=pretraining_sampler(
+            config.clips, model.num_frames, exact=config.data.exact_frames
+        ),
+        num_frame_draws=1,
+        num_frames=model.num_frames,
         sample_box=partial(_box, size),
         num_box_draws=2,
         size=size,
@@ -132,10 +138,6 @@ def pretrain(run: Run) -> None:
         )
         say(f"the pretrained model lies in {model_dir}")
     fabric.barrier()
-
-
-def _frames(num_frames: int, sampling_rate: int, length: int, u: float) -> list[int]:
-    return sampling.pretraining_frames(length, num_frames, sampling_rate, u)
 
 
 def _box(size: int, height: int, width: int, u: Sequence[float]) -> sampling.Box:

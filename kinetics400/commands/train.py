@@ -9,6 +9,7 @@ import torch
 from lightning.fabric import Fabric
 
 from kinetics400.augment.pipeline import training_augment
+from kinetics400.commands.clips import check_clips, finetuning_sampler, test_sampler
 from kinetics400.commands.evaluate import outcome, parse_views, score, summarize
 from kinetics400.commands.plan import (
     Problems,
@@ -80,6 +81,7 @@ def prepare(config: TrainConfig) -> Run:
     """
     problems = Problems()
     check_shared(config, problems)
+    check_clips(config.clips, problems)
     check_own(config, problems)
     size = problems.catch(lambda: model_size(config.model.model_name))
     problems.raise_any()
@@ -234,9 +236,14 @@ def finetune(run: Run) -> None:
         results = json.loads(results_file.read_text(encoding="utf-8"))
         say(f"{save_dir} is finished: {outcome(results)}")
         return
+    sample_frames, num_frame_draws = finetuning_sampler(
+        config.clips, model.num_frames, exact=config.data.exact_frames
+    )
     dataset = ClipDataset(
         run.train_videos,
-        sample_frames=partial(_frames, model.num_frames, config.data.sampling_rate),
+        sample_frames=sample_frames,
+        num_frame_draws=num_frame_draws,
+        num_frames=model.num_frames,
         sample_box=partial(_box, config.augmentation.crop_scale),
         num_box_draws=sampling.RESIZED_CROP_DRAWS,
         size=model.input_size,
@@ -247,7 +254,7 @@ def finetune(run: Run) -> None:
     scored = partial(
         score,
         videos=run.val_videos,
-        sampling_rate=config.data.sampling_rate,
+        segment_frames=test_sampler(config.clips, model.num_frames),
         clips_per_forward=config.optimization.batch_size,
         num_workers=config.data.n_worker,
         merge=config.evaluation.merge,
@@ -277,10 +284,6 @@ def finetune(run: Run) -> None:
         write_atomic(results_file, json.dumps(results, indent=2) + "\n")
         say(f"{outcome(results)}; the model lies in {save_dir / 'model'}")
     fabric.barrier()
-
-
-def _frames(num_frames: int, sampling_rate: int, length: int, u: float) -> list[int]:
-    return sampling.finetuning_frames(length, num_frames, sampling_rate, u)
 
 
 def _box(scale: tuple[float, float], height: int, width: int, u: Sequence[float]) -> sampling.Box:

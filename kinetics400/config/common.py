@@ -38,12 +38,34 @@ class DataFlags:
     val_list: Path | None = None
     """Another list of validation videos; names without a leading / start from videos_val. (Not
     used by pretraining, whose plan only counts them.)"""
-    sampling_rate: int = 4
-    """A clip takes one of this many frames of the video."""
     n_worker: int = 8
     """Processes per device that decode videos; 0 decodes in the training process."""
     max_bad_share: float = 0.001
     """Stop (exit code 3) when more than this share of an epoch's videos cannot be read."""
+    exact_frames: bool = False
+    """Take exactly the frames of the published rules, and decode all others on the way. Default:
+    frames on the grid of the store's layers, which are decoded by themselves
+    (docs/data.md, "Layers")."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipFlags:
+    """Clips."""
+
+    sampling_rate: int = 4
+    """A clip takes one of this many frames of the video."""
+    target_fps: float | None = None
+    """Count sampling_rate in frames of a video at this rate, so that clips of slow and fast videos
+    last equally long. Default: in the video's own frames, as VideoMAE does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledClipFlags(ClipFlags):
+    """Clips."""
+
+    sampling: Literal["dense", "sparse"] = "dense"
+    """dense: num_frames frames, sampling_rate apart. sparse: one frame of each of num_frames equal
+    parts of the video (TSN; Something-Something v2)."""
 
 
 @dataclass(frozen=True, kw_only=True)

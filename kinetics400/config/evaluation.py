@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from kinetics400.config.common import DeviceFlags
+from kinetics400.config.common import DeviceFlags, LabelledClipFlags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,6 @@ class SubjectFlags:
     """The preprocessed folder Kinetics-400, or the folder that contains it."""
     val_list: Path | None = None
     """Another list of validation videos; names without a leading / start from videos_val."""
-    sampling_rate: int = 4
-    """A clip takes one of this many frames of the video."""
     batch_size: int = 32
     """Clips per device that go through the model at once."""
     n_worker: int = 8
@@ -43,4 +41,5 @@ class EvaluateConfig:
 
     subject: SubjectFlags
     protocol: ProtocolFlags = field(default_factory=ProtocolFlags)
+    clips: LabelledClipFlags = field(default_factory=LabelledClipFlags)
     device: DeviceFlags = field(default_factory=DeviceFlags)

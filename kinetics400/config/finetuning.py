@@ -6,6 +6,7 @@ from pathlib import Path
 from kinetics400.config.common import (
     DataFlags,
     DeviceFlags,
+    LabelledClipFlags,
     ModelFlags,
     OptimizationFlags,
     RunFlags,
@@ -83,6 +84,7 @@ class TrainConfig:
     pretrained: PretrainedFlags = field(default_factory=PretrainedFlags)
     classifier: ClassifierFlags = field(default_factory=ClassifierFlags)
     data: DataFlags = field(default_factory=DataFlags)
+    clips: LabelledClipFlags = field(default_factory=LabelledClipFlags)
     augmentation: AugmentationFlags = field(default_factory=AugmentationFlags)
     optimization: OptimizationFlags = field(default_factory=OptimizationFlags)
     evaluation: EvaluationFlags = field(default_factory=EvaluationFlags)

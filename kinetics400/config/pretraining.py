@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kinetics400.config.common import (
+    ClipFlags,
     DataFlags,
     DeviceFlags,
     ModelFlags,
@@ -39,6 +40,7 @@ class PretrainConfig:
     model: ModelFlags = field(default_factory=ModelFlags)
     masking: MaskingFlags = field(default_factory=MaskingFlags)
     data: DataFlags = field(default_factory=DataFlags)
+    clips: ClipFlags = field(default_factory=ClipFlags)
     optimization: OptimizationFlags = field(default_factory=OptimizationFlags)
     device: DeviceFlags = field(default_factory=DeviceFlags)
     saving: SavingFlags = field(default_factory=SavingFlags)

@@ -21,7 +21,10 @@ from kinetics400.data.sampling import Box
 # the videos: the disk is gone.
 MAX_SUBSTITUTES = 8
 
-FrameSampler = Callable[[int, float], list[int]]  # (length, u) -> frame numbers
+# (length, fps, u) -> frame numbers
+FrameSampler = Callable[[int, float, Sequence[float]], list[int]]
+# (length, fps, segment, number of segments) -> frame numbers
+SegmentSampler = Callable[[int, float, int, int], list[int]]
 BoxSampler = Callable[[int, int, Sequence[float]], Box]  # (height, width, u) -> box
 
 
@@ -55,15 +58,14 @@ class VideoViews:
     failure: Unreadable | None = None
 
 
-def crop_resize(frames: np.ndarray, box: Box, size: int, *, antialias: bool) -> Tensor:
-    """Cut a box out of all frames and scale it: (T, H, W, C) to (C, T, size, size) uint8.
+def to_square(frames: np.ndarray, size: int, *, antialias: bool) -> Tensor:
+    """Scale a crop of all frames: (T, H, W, C) to (C, T, size, size) uint8.
 
     Bilinear with `align_corners=False`. Pretraining's published code scales with PIL, which
     antialiases; finetuning's and testing's (F.interpolate, cv2) does not.
     """
-    top, left, height, width = box
-    cut = torch.from_numpy(frames[:, top : top + height, left : left + width])
-    return resize(cut.permute(0, 3, 1, 2), (size, size), antialias=antialias).permute(1, 0, 2, 3)
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    return resize(images, (size, size), antialias=antialias).permute(1, 0, 2, 3)
 
 
 def resize(images: Tensor, size: tuple[int, int], *, antialias: bool) -> Tensor:
@@ -78,7 +80,10 @@ class ClipDataset(Dataset[Sample]):
 
     Args:
         table: paths and labels.
-        sample_frames: from the video's length and a random number, the frames.
+        sample_frames: from the video's length, its frames per second and random numbers, the
+            frames.
+        num_frame_draws: how many numbers `sample_frames` takes.
+        num_frames: how many frames it gives.
         sample_box: from height, width and random numbers, the box.
         num_box_draws: how many numbers `sample_box` takes.
         size: side of the output, pixels.
@@ -91,6 +96,8 @@ class ClipDataset(Dataset[Sample]):
         table: VideoTable,
         *,
         sample_frames: FrameSampler,
+        num_frame_draws: int,
+        num_frames: int,
         sample_box: BoxSampler,
         num_box_draws: int,
         size: int,
@@ -99,6 +106,8 @@ class ClipDataset(Dataset[Sample]):
     ) -> None:
         self.table = table
         self.sample_frames = sample_frames
+        self.num_frame_draws = num_frame_draws
+        self.num_frames = num_frames
         self.sample_box = sample_box
         self.num_box_draws = num_box_draws
         self.size = size
@@ -126,17 +135,16 @@ class ClipDataset(Dataset[Sample]):
                 failures.append(Unreadable(path, str(error), gave_up=draw is None))
                 if draw is not None:
                     index = int(draw * len(self.table))
-        num_frames = len(self.sample_frames(1, 0.0))
-        blank = torch.zeros(3, num_frames, self.size, self.size, dtype=torch.uint8)
+        blank = torch.zeros(3, self.num_frames, self.size, self.size, dtype=torch.uint8)
         return Sample(blank, self.table.label(index), key, failures)
 
     def _load(self, index: int, key: Tensor) -> Tensor:
-        draw = keys.uniform(key, "clip", 1).item()
+        draws = keys.uniform(key, "clip", self.num_frame_draws).tolist()
         with VideoReader(self.table.path(index)) as reader:
-            frames = reader.read(self.sample_frames(len(reader), draw))
-        height, width = frames.shape[1:3]
-        box = self.sample_box(height, width, keys.uniform(key, "crop", self.num_box_draws).tolist())
-        return crop_resize(frames, box, self.size, antialias=self.antialias)
+            frames = self.sample_frames(len(reader), reader.fps, draws)
+            draws = keys.uniform(key, "crop", self.num_box_draws).tolist()
+            pixels = reader.read(frames, self.sample_box(reader.height, reader.width, draws))
+        return to_square(pixels, self.size, antialias=self.antialias)
 
 
 class ViewDataset(Dataset[VideoViews]):
@@ -144,8 +152,8 @@ class ViewDataset(Dataset[VideoViews]):
 
     Args:
         table: paths and labels.
-        num_frames: per clip.
-        sampling_rate: every how many frames of the video one is taken.
+        segment_frames: from the video's length, its frames per second, the segment and their
+            number, the frames.
         num_segments: clips along time.
         num_crops: squares along the long side.
         size: side of the output, pixels; the short side is scaled to it.
@@ -155,15 +163,13 @@ class ViewDataset(Dataset[VideoViews]):
         self,
         table: VideoTable,
         *,
-        num_frames: int,
-        sampling_rate: int,
+        segment_frames: SegmentSampler,
         num_segments: int,
         num_crops: int,
         size: int,
     ) -> None:
         self.table = table
-        self.num_frames = num_frames
-        self.sampling_rate = sampling_rate
+        self.segment_frames = segment_frames
         self.num_segments = num_segments
         self.num_crops = num_crops
         self.size = size
@@ -181,29 +187,23 @@ class ViewDataset(Dataset[VideoViews]):
     def _views(self, path: str) -> Tensor:
         with VideoReader(path) as reader:
             height, width = sampling.short_side_size(reader.height, reader.width, self.size)
-            views = sampling.views_of(
-                len(reader),
-                height,
-                width,
-                num_frames=self.num_frames,
-                sampling_rate=self.sampling_rate,
-                num_segments=self.num_segments,
-                num_crops=self.num_crops,
-            )
+            segments = [
+                self.segment_frames(len(reader), reader.fps, segment, self.num_segments)
+                for segment in range(self.num_segments)
+            ]
+            views = sampling.views_of(segments, height, width, self.num_crops)
             used = sorted({frame for view in views for frame in view.frames})
             frames = reader.read(used)
-        scaled = resize(
-            torch.from_numpy(frames).permute(0, 3, 1, 2), (height, width), antialias=False
-        )
+        images = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        # Pixels stay in the order in which they were decoded: views are copied in whole rows.
+        scaled = resize(images, (height, width), antialias=False).permute(0, 2, 3, 1)
         position = {frame: place for place, frame in enumerate(used)}
-        return torch.stack(
-            [
-                scaled[
-                    [position[frame] for frame in view.frames],
-                    :,
-                    view.box.top : view.box.top + self.size,
-                    view.box.left : view.box.left + self.size,
-                ].transpose(0, 1)
-                for view in views
+        cut = [
+            scaled[
+                [position[frame] for frame in view.frames],
+                view.box.top : view.box.top + self.size,
+                view.box.left : view.box.left + self.size,
             ]
-        )
+            for view in views
+        ]
+        return torch.stack(cut).permute(0, 4, 1, 2, 3)

@@ -84,8 +84,11 @@ class StepSampler(Sampler[list[Item]]):
 
 def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Unreadable]]:
     """Stack samples into a batch; collect the failures behind them."""
+    # Pixels stay in the order in which they were decoded (T, H, W, C): stacking copies whole
+    # blocks, and the batch (B, C, T, H, W) is a view of them.
+    clips = torch.stack([sample.clip.permute(1, 2, 3, 0) for sample in samples])
     batch = Batch(
-        torch.stack([sample.clip for sample in samples]),
+        clips.permute(0, 4, 1, 2, 3),
         torch.tensor([sample.label for sample in samples]),
         torch.stack([sample.key for sample in samples]),
     )

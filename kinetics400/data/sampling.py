@@ -32,19 +32,24 @@ class View(NamedTuple):
 # --- frames ---------------------------------------------------------------------------------------
 
 
-def pretraining_frames(length: int, num_frames: int, sampling_rate: int, u: float) -> list[int]:
+def pretraining_frames(
+    length: int, num_frames: int, sampling_rate: int, u: float, *, grid: int = 1
+) -> list[int]:
     """Frames of a pretraining clip: exact stride from a uniform start (kinetics.py:515-575).
 
     A video shorter than the span starts at 0 and repeats the last frame that the published loop
-    reaches. That loop stops one frame before the video's last.
+    reaches. That loop stops one frame before the video's last. With a `grid` the start is uniform
+    among its multiples.
 
     >>> pretraining_frames(250, 4, 4, 0.5)
     [117, 121, 125, 129]
+    >>> pretraining_frames(250, 4, 4, 0.5, grid=4)
+    [116, 120, 124, 128]
     >>> pretraining_frames(9, 4, 4, 0.5)
     [0, 4, 4, 4]
     """
     span = num_frames * sampling_rate
-    frame = int(u * (length - span + 1)) if length >= span else 0
+    frame = grid * int(u * ((length - span) // grid + 1)) if length >= span else 0
     frames = []
     for _ in range(num_frames):
         frames.append(frame)
@@ -53,22 +58,79 @@ def pretraining_frames(length: int, num_frames: int, sampling_rate: int, u: floa
     return frames
 
 
-def finetuning_frames(length: int, num_frames: int, sampling_rate: int, u: float) -> list[int]:
+def finetuning_frames(
+    length: int, num_frames: int, sampling_rate: int, u: float, *, grid: int = 1
+) -> list[int]:
     """Frames of a finetuning clip: evenly spread over the span (kinetics.py:252-266).
 
     The spacing is span / (num_frames - 1), 64 / 15 = 4.27 for the published clip, and the video's
     last frame is never used. A video no longer than the span gives every fourth frame or so, and
-    repeats its last.
+    repeats its last. With a `grid` each frame moves to the nearest of its multiples.
 
     >>> finetuning_frames(250, 4, 4, 0.0)
     [0, 5, 10, 15]
+    >>> finetuning_frames(250, 4, 4, 0.0, grid=4)
+    [0, 4, 12, 16]
     """
     span = num_frames * sampling_rate
     if length > span:
         end = span + int(u * (length - span))
-        return _spread(end - span, end, num_frames, end - 1)
-    inner = _spread(0, length, length // sampling_rate, length - 1)
-    return inner + [length - 1] * (num_frames - len(inner))
+        frames = _spread(end - span, end, num_frames, end - 1)
+    else:
+        frames = _spread(0, length, length // sampling_rate, length - 1)
+        frames += [length - 1] * (num_frames - len(frames))
+    return snap(frames, length, grid)
+
+
+def timed_frames(
+    length: int,
+    fps: float,
+    num_frames: int,
+    sampling_rate: int,
+    target_fps: float,
+    u: float,
+    *,
+    grid: int = 1,
+) -> list[int]:
+    """Frames of a clip that lasts as long as at `target_fps`, whatever the video's own rate.
+
+    The clip covers num_frames * sampling_rate / target_fps seconds from a uniform start, and its
+    frames are spread evenly over it, both ends included, as SlowFast does
+    (facebookresearch/SlowFast slowfast/datasets/decoder.py, temporal_sampling). A video that is too
+    short repeats its last frame. One that does not tell its rate (fps 0) is taken to have the
+    target's.
+
+    >>> timed_frames(250, 15, 4, 4, 30, 0.0)
+    [0, 2, 4, 7]
+    """
+    span = num_frames * sampling_rate * (fps / target_fps if fps else 1.0)
+    start = u * max(length - span, 0.0)
+    step = (span - 1) / (num_frames - 1) if num_frames > 1 else 0.0
+    frames = [min(max(int(start + i * step), 0), length - 1) for i in range(num_frames)]
+    return snap(frames, length, grid)
+
+
+def sparse_frames(length: int, num_frames: int, u: Sequence[float]) -> list[int]:
+    """One random frame of each of `num_frames` equal parts of the video (ssv2.py, as in TSN).
+
+    A video with fewer frames than parts gives its first frame throughout, as published. `u` holds
+    `num_frames` numbers.
+
+    >>> sparse_frames(11, 4, [0.0, 0.9, 0.0, 0.9])
+    [0, 3, 4, 7]
+    """
+    part = length // num_frames
+    return [part * i + int(u[i] * part) for i in range(num_frames)]
+
+
+def snap(frames: Sequence[int], length: int, grid: int) -> list[int]:
+    """Move each frame to the nearest multiple of `grid` in a video of `length` frames.
+
+    >>> snap([0, 5, 6, 9], 10, 4)
+    [0, 4, 8, 8]
+    """
+    last = (length - 1) // grid * grid
+    return [min((frame + grid // 2) // grid * grid, last) for frame in frames]
 
 
 def _spread(start: int, stop: int, n: int, last: int) -> list[int]:
@@ -100,6 +162,40 @@ def segment_frames(
     else:
         start = int(segment * (free / (num_segments - 1)))
     return strided[start : start + num_frames]
+
+
+def timed_segment_frames(
+    length: int,
+    fps: float,
+    num_frames: int,
+    sampling_rate: int,
+    target_fps: float,
+    segment: int,
+    num_segments: int,
+) -> list[int]:
+    """Frames of one test clip at a target frame rate: the starts of `timed_frames` spread evenly.
+
+    >>> timed_segment_frames(250, 15, 4, 4, 30, 4, 5)
+    [242, 244, 246, 249]
+    """
+    u = segment / (num_segments - 1) if num_segments > 1 else 0.5
+    return timed_frames(length, fps, num_frames, sampling_rate, target_fps, u)
+
+
+def sparse_segment_frames(
+    length: int, num_frames: int, segment: int, num_segments: int
+) -> list[int]:
+    """Frames of one test clip that takes one frame of each part of the video (ssv2.py).
+
+    Two clips take the beginning and the middle of each part, as published; more divide the part
+    likewise; one alone takes its middle (the published validation).
+
+    >>> [sparse_segment_frames(10, 4, segment, 2) for segment in (0, 1)]
+    [[0, 2, 5, 7], [1, 3, 6, 8]]
+    """
+    part = length / num_frames
+    offset = part / 2 if num_segments == 1 else part * segment / num_segments
+    return [int(offset + part * i) for i in range(num_frames)]
 
 
 # --- boxes ----------------------------------------------------------------------------------------
@@ -192,24 +288,19 @@ def crop_box(height: int, width: int, size: int, crop: int, num_crops: int) -> B
 
 
 def views_of(
-    length: int,
-    height: int,
-    width: int,
-    *,
-    num_frames: int,
-    sampling_rate: int,
-    num_segments: int,
-    num_crops: int,
+    segments: Sequence[Sequence[int]], height: int, width: int, num_crops: int
 ) -> list[View]:
-    """All views of a video whose short side is already the input size, segments first."""
+    """All views of a video whose short side is already the input size, segments first.
+
+    Args:
+        segments: frames of each clip.
+        height: of the scaled video.
+        width: of the scaled video.
+        num_crops: squares along the long side.
+    """
     size = min(height, width)
     return [
-        View(
-            segment,
-            crop,
-            tuple(segment_frames(length, num_frames, sampling_rate, segment, num_segments)),
-            crop_box(height, width, size, crop, num_crops),
-        )
-        for segment in range(num_segments)
+        View(segment, crop, tuple(frames), crop_box(height, width, size, crop, num_crops))
+        for segment, frames in enumerate(segments)
         for crop in range(num_crops)
     ]

@@ -1,194 +1,295 @@
-"""Decide whether a video is usable, by decoding all of it. Runs in isolated processes: no torch."""
+"""Store a video as a temporal pyramid, verified on the way. In isolated processes: no torch."""
 
 import os
-import re
-import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
 import av
-from av.container import InputContainer
+from av.container import OutputContainer
 from av.error import FFmpegError
-from av.video.codeccontext import VideoCodecContext
-from av.video.stream import VideoStream
+from av.filter import Graph
 
-# 8K UHD. Decoded frames beyond it are bombs, not clips.
-MAX_PIXELS = 7680 * 4320
-MIN_FRAMES = 2
-# FFmpeg reads whatever its probe recognises, also playlists that open other files; so the
-# demuxer is chosen here, from the file's first bytes, and never by FFmpeg.
-SUFFIX_DEMUXER = {".mp4": "mov", ".mkv": "matroska", ".webm": "matroska", ".avi": "avi"}
-# ISO base media files start with one of these boxes.
-MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp")
+from kinetics400.data import pyramid
+from kinetics400.data.containers import open_video
+from kinetics400.data.verify import (
+    Refusal,
+    Refused,
+    Stream,
+    VideoInfo,
+    verified_frames,
+    with_source,
+)
+from kinetics400.errors import StorageError
+
+MAX_FPS = 240  # of a stored video; what claims more is a broken header
+# ITU-T H.273 code points: BT.2020 primaries, and the transfer functions of HDR video.
+BT2020, PQ, HLG = 9, 16, 18
+# Turned counterclockwise by so many degrees in the header → filters that turn the pixels.
+TURNS = {
+    90: [("transpose", "cclock")],
+    180: [("hflip", ""), ("vflip", "")],
+    270: [("transpose", "clock")],
+}
 
 
 @dataclass(frozen=True)
-class VideoInfo:
-    """A video that decodes from the first frame to the last."""
+class EncodeSettings:
+    """How videos are stored as pyramids."""
 
-    n_frames: int
-    fps: float
-    width: int
-    height: int
-    n_bytes: int
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A video that is not usable: one of a few reasons, and the particulars."""
-
-    reason: str
-    detail: str = ""
+    short_side: int = 256
+    """Pixels; larger videos are scaled down to it."""
+    crf: int = 22
+    """x264's constant rate factor: lower is better and larger."""
+    preset: str = "veryfast"
+    """x264's preset: slower is smaller."""
+    keyframe_interval: int = 32
+    """Frames between key frames, a multiple of 4."""
+    enlarge: bool = False
+    """Scale smaller videos up to the short side as well."""
 
 
-def sniff(path: str) -> str | None:
-    """Demuxer name for a file's first bytes: "mov", "matroska", "avi", or None."""
-    with open(path, "rb") as file:
-        head = file.read(16)
-    if head[4:8] in MOV_BOXES:
-        return "mov"
-    if head.startswith(b"\x1a\x45\xdf\xa3"):
-        return "matroska"
-    if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
-        return "avi"
-    return None
+def transcode_video(source: str, target: str, settings: EncodeSettings) -> VideoInfo | Refused:
+    """Verify `source` as `verify_video` does and write it to `target` as a pyramid.
+
+    Rotation in the header is applied; a side becomes even; pixels become 8-bit 4:2:0 in the limited
+    range, HDR as SDR in BT.709; a variable frame rate becomes the constant mean, each frame at its
+    own time. Sample aspect ratios are left alone, as the loaders of the field do. The same source
+    and settings give the same bytes.
+
+    `target` holds nothing of use when the source is refused.
+
+    Raises:
+        StorageError: the disk is full or failing, or x264 did not write a pyramid.
+    """
+
+    def consume(stream: Stream) -> VideoInfo | Refused:
+        encoder = Encoder(target, frame_rate(stream), settings)
+        try:
+            for frame, repeats in constant_rate(stream, encoder.rate):
+                encoder.add(frame, repeats)
+            encoder.finish()
+        finally:
+            encoder.close()
+        info = encoder.info()
+        _check_stored(target, info.n_frames, settings)
+        return info
+
+    return with_source(source, consume)
 
 
-def verify_video(path: str) -> VideoInfo | Refused:
-    """Decode every frame of the first video stream and compare with what the header promises.
+def transcode_as_json(job: tuple[str, str, EncodeSettings]) -> dict[str, Any]:
+    """`transcode_video` for `run_isolated`: the fields of what it returned, or "storage_error"."""
+    try:
+        return asdict(transcode_video(*job))
+    except StorageError as error:
+        return {"storage_error": str(error)}
 
-    FFmpeg's tools exit 0 on a file cut to 60 % and on 200 flipped bits, so errors are made fatal
-    (`err_detect=explode`) and frames are counted.
+
+# --- frame rate -----------------------------------------------------------------------------------
+
+
+def frame_rate(stream: Stream) -> Fraction:
+    """Frames per second of the stored video: the header's if the frames keep to it, or the mean.
+
+    Raises:
+        Refusal: no rate can be told, or an absurd one.
+    """
+    rates = [rate for rate in (stream.video.average_rate, stream.video.guessed_rate) if rate]
+    if stream.times is not None and len(stream.times) > 1:
+        base = stream.video.time_base
+        assert base is not None
+        mean = 1 / ((stream.times[-1] - stream.times[0]) * base / (len(stream.times) - 1))
+        rates = [rate for rate in rates if _keeps_to(stream.times, base, rate)]
+        rates.append(mean.limit_denominator(1001))
+    if not rates or not 0 < rates[0] <= MAX_FPS:
+        raise Refusal("damaged", f"{float(rates[0]) if rates else 'no'} frames per second")
+    return rates[0]
+
+
+def _keeps_to(times: list[int], base: Fraction, rate: Fraction) -> bool:
+    """Whether frame k is shown within half a frame of k / rate."""
+    tick = base * rate  # frames per unit of time
+    first = times[0]
+    return all(abs((time - first) * tick - k) < Fraction(1, 2) for k, time in enumerate(times))
+
+
+def constant_rate(stream: Stream, rate: Fraction) -> Iterator[tuple[av.VideoFrame, int]]:
+    """Frames and how often each is shown at a constant rate, 0 for those that are skipped.
+
+    Frame k of the result is shown at k / rate. A source frame goes to the place nearest to its
+    time, the later one where two meet; a place without one repeats the frame before it. So at a
+    rate that the source keeps to, every frame is shown once.
+    """
+    frames = verified_frames(stream)
+    if stream.times is None:
+        for frame in frames:
+            yield frame, 1
+        return
+    assert stream.video.time_base is not None
+    tick, start = stream.video.time_base * rate, stream.times[0]
+    before: av.VideoFrame | None = None
+    place = 0
+    for frame in frames:
+        assert frame.pts is not None
+        # Half up, not Python's half to even; a frame never goes back before its predecessor.
+        here = max(place, int((frame.pts - start) * tick + Fraction(1, 2)))
+        if before is not None:
+            yield before, here - place
+        before, place = frame, here
+    if before is not None:
+        yield before, 1
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+class Encoder:
+    """Scales frames and writes them as a pyramid."""
+
+    def __init__(self, target: str, rate: Fraction, settings: EncodeSettings) -> None:
+        self.rate = rate
+        self.n_frames = 0
+        self._target = target
+        self._settings = settings
+        self._output: OutputContainer | None = None
+        self._filter: tuple[tuple[int, int, str], Graph] | None = None
+
+    def add(self, frame: av.VideoFrame, repeats: int) -> None:
+        """Append a frame `repeats` times."""
+        if not repeats:
+            return
+        if self._output is None:
+            self._open(frame)
+        picture = self._converted(frame)
+        for _ in range(repeats):
+            # The source's frame types must not decide the pyramid's.
+            picture.pict_type = 0
+            picture.pts, picture.time_base = self.n_frames, 1 / self.rate
+            self.n_frames += 1
+            self._mux(picture)
+
+    def finish(self) -> None:
+        """Write what the encoder still holds, and the index."""
+        self._mux(None)
+        self.close()
+
+    def close(self) -> None:
+        if self._output is not None:
+            with _writing(self._target):
+                self._output.close()
+
+    def info(self) -> VideoInfo:
+        """What was written."""
+        width, height = self._video.width, self._video.height
+        n_bytes = os.path.getsize(self._target)
+        return VideoInfo(self.n_frames, float(self.rate), width, height, n_bytes)
+
+    def _mux(self, picture: av.VideoFrame | None) -> None:
+        assert self._output is not None
+        with _writing(self._target):
+            self._output.mux(self._video.encode(picture))
+
+    def _open(self, frame: av.VideoFrame) -> None:
+        settings = self._settings
+        interval = settings.keyframe_interval
+        self._size = stored_size(frame.width, frame.height, settings)
+        with _writing(self._target):
+            self._output = av.open(
+                self._target,
+                "w",
+                format="mp4",
+                container_options={"fflags": "+bitexact", "movflags": "+faststart"},
+            )
+        self._output.metadata["comment"] = pyramid.mark(interval)
+        video = self._output.add_stream(
+            "libx264",
+            rate=self.rate,
+            options=pyramid.encoder_options(settings.crf, settings.preset, interval),
+        )
+        first = self._converted(frame)
+        video.width, video.height, video.pix_fmt = first.width, first.height, "yuv420p"
+        context = video.codec_context
+        context.time_base = 1 / self.rate
+        context.color_range, context.colorspace = first.color_range, first.colorspace
+        context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
+        self._video = video
+
+    def _converted(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """The frame upright, in the stored size and pixel format."""
+        kind = (frame.width, frame.height, frame.format.name)
+        if self._filter is None or self._filter[0] != kind:
+            self._filter = kind, _graph(frame, self._size)
+        frame.time_base = Fraction(1)  # what the graph was told; the encoder sets the times
+        graph = self._filter[1]
+        graph.vpush(frame)
+        return graph.vpull()
+
+
+@contextmanager
+def _writing(target: str) -> Iterator[None]:
+    """Tell a failing disk from a video that x264 will not take."""
+    try:
+        yield
+    except (FFmpegError, OSError) as error:
+        reason = error.strerror or type(error).__name__
+        if error.errno in StorageError.ERRNOS:
+            raise StorageError(f"{target}: {reason}") from error
+        raise Refusal("cannot be encoded", reason) from error
+
+
+def stored_size(width: int, height: int, settings: EncodeSettings) -> tuple[int, int]:
+    """Width and height of the stored video before it is turned upright; both even.
+
+    >>> stored_size(853, 480, EncodeSettings())
+    (454, 256)
+    >>> stored_size(95, 63, EncodeSettings())
+    (96, 64)
+    """
+    factor = Fraction(settings.short_side, min(width, height))
+    if factor > 1 and not settings.enlarge:
+        factor = Fraction(1)
+    wide, high = (max(2, 2 * int(side * factor / 2 + Fraction(1, 2))) for side in (width, height))
+    return wide, high
+
+
+def _graph(frame: av.VideoFrame, size: tuple[int, int]) -> Graph:
+    """Filters that bring frames like this one into the stored form."""
+    scale = f"{size[0]}:{size[1]}:flags=bicubic+accurate_rnd:out_range=tv"
+    if frame.color_trc in (PQ, HLG) or frame.color_primaries == BT2020:
+        scale += ":out_color_matrix=bt709:out_primaries=bt709:out_transfer=bt709"
+    graph = Graph()
+    graph.threads = 1
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1)
+    )
+    steps = [("scale", scale), ("format", "yuv420p"), *TURNS.get(frame.rotation % 360, [])]
+    nodes = [source, *(graph.add(*step) for step in steps), graph.add("buffersink")]
+    graph.link_nodes(*nodes).configure()
+    return graph
+
+
+def _check_stored(path: str, n_frames: int, settings: EncodeSettings) -> None:
+    """Hold the packets on disk against the pyramid's pattern.
+
+    Raises:
+        StorageError: something else is there.
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            return Refused("not a video", "not a regular file")
-        if status.st_size == 0:
-            return Refused("empty file")
-        demuxer = sniff(path)
-    except FileNotFoundError:
-        return Refused("absent")
-    except OSError as error:
-        return Refused("unreadable", error.strerror or str(error))
-    if demuxer is None:
-        return Refused("not a video", "its first bytes are no MP4, Matroska/WebM or AVI")
-    if demuxer != SUFFIX_DEMUXER.get(os.path.splitext(path)[1].lower()):
-        return Refused("wrong extension", f"the content is {demuxer}")
-    try:
-        return _decode_all(path, demuxer, status.st_size)
+        with open_video(path, "mov") as container:
+            video = container.streams.video[0]
+            assert video.time_base is not None and video.average_rate is not None
+            tick = 1 / (video.time_base * video.average_rate)
+            written = [p.pts / tick for p in container.demux(video) if p.pts is not None]
     except FFmpegError as error:
-        if isinstance(error, MemoryError):
-            raise
-        return _diagnose(path, demuxer, status.st_size, error)
-
-
-def verify_as_json(path: str) -> dict[str, Any]:
-    """`verify_video` for `run_isolated`: the fields of what it returned."""
-    return asdict(verify_video(path))
-
-
-def _decode_all(path: str, demuxer: str, n_bytes: int) -> VideoInfo | Refused:
-    # "file:" so that a name like "concat:a|b.mp4" stays a name.
-    with av.open(
-        "file:" + path,
-        format=demuxer,
-        options={"protocol_whitelist": "file", "err_detect": "explode"},
-        metadata_errors="replace",
-    ) as container:
-        if not container.streams.video:
-            return Refused("no video stream")
-        stream = container.streams.video[0]
-        context: VideoCodecContext | None = stream.codec_context  # the stub hides the None
-        if context is None or stream.time_base is None:
-            return Refused("damaged", "no decoder or no time base")
-        if context.width * context.height > MAX_PIXELS:
-            return Refused("too large", f"{context.width}×{context.height} pixels per frame")
-        context.thread_count = 1  # one process per core already
-        context.options = {"err_detect": "explode+crccheck", "max_pixels": str(MAX_PIXELS)}
-        n_packets = n_frames = 0
-        first: int | None = None
-        end = 0
-        for packet in container.demux(stream):
-            n_packets += packet.size > 0 and not packet.is_discard
-            for frame in packet.decode():
-                if frame.is_corrupt:
-                    return Refused("damaged", f"frame {n_frames} is corrupt")
-                n_frames += 1
-                if frame.pts is not None:
-                    first = frame.pts if first is None else min(first, frame.pts)
-                    end = max(end, frame.pts + (frame.duration or 0))
-        span = float((end - (first or 0)) * stream.time_base)
-        fault = _shortfall(container, stream, n_packets, n_frames, span)
-        if fault is not None:
-            return fault
-        rate = stream.average_rate or stream.guessed_rate or Fraction(0)
-        return VideoInfo(n_frames, float(rate), context.width, context.height, n_bytes)
-
-
-def _shortfall(
-    container: InputContainer, stream: VideoStream, n_packets: int, n_frames: int, span: float
-) -> Refused | None:
-    """What is missing against the packets, the header's frame count and its duration.
-
-    The header alone proves nothing: AVI counts a frame too many, edit lists hide frames, and
-    Matroska has no count; so a file is truncated when count (where there is one) and duration
-    both say so.
-    """
-    if n_frames < MIN_FRAMES:
-        return Refused("too short", f"{n_frames} frame(s) decode")
-    if n_frames < n_packets - max(1, n_packets // 100):
-        return Refused("damaged", f"{n_frames} of {n_packets} frames decode")
-    few = not stream.frames or n_frames < stream.frames - max(1, stream.frames // 100)
-    duration, tolerance = _promised_seconds(container, stream)
-    if few and duration is not None and span < duration - tolerance:
-        return Refused("truncated", f"{n_frames} frames end at {span:.2f} s of {duration:.2f} s")
-    return None
-
-
-def _promised_seconds(container: InputContainer, stream: VideoStream) -> tuple[float | None, float]:
-    """Duration in the header and how much may be missing, both in seconds."""
-    if stream.duration is not None and stream.time_base is not None:
-        duration = float(stream.duration * stream.time_base)
-        return duration, 0.1 + 0.01 * duration
-    # Matroska's tag: "00:00:10.333000000"
-    if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):
-        duration = float(tag[1]) * 3600 + float(tag[2]) * 60 + float(tag[3])
-        return duration, 0.1 + 0.01 * duration
-    if container.duration is not None:
-        # Of all streams: the audio may well go on for longer than the video.
-        duration = container.duration / av.time_base
-        return duration, 0.5 + 0.1 * duration
-    return None, 0.0
-
-
-def _diagnose(path: str, demuxer: str, n_bytes: int, error: FFmpegError) -> Refused:
-    """Say more than "invalid data" about an MP4 that FFmpeg gave up on."""
-    if demuxer == "mov":
-        boxes, end = _top_boxes(path, n_bytes)
-        if end > n_bytes:
-            return Refused("truncated", f"{n_bytes:,} of at least {end:,} bytes")
-        if b"moov" not in boxes:
-            return Refused("truncated", "no index (moov box)")
-    return Refused("damaged", error.strerror or type(error).__name__)
-
-
-def _top_boxes(path: str, n_bytes: int) -> tuple[list[bytes], int]:
-    """Kinds of an MP4's top-level boxes, and where the last one says that it ends."""
-    boxes: list[bytes] = []
-    position = 0
-    with open(path, "rb") as file:
-        while position + 8 <= n_bytes and len(boxes) < 1000:
-            file.seek(position)
-            header = file.read(16)
-            size = int.from_bytes(header[:4])
-            if size == 1:  # 64-bit size follows
-                size = int.from_bytes(header[8:16])
-            elif size == 0:  # to the end of the file
-                size = n_bytes - position
-            boxes.append(header[4:8])
-            if size < 8:
-                break
-            position += size
-    return boxes, position
+        raise StorageError(f"{path} cannot be read back: {error.strerror}") from error
+    interval = settings.keyframe_interval
+    expected = [
+        start + number
+        for start in range(0, n_frames, interval)
+        for number in pyramid.decoding_order(min(interval, n_frames - start))
+    ]
+    if written != expected:
+        raise StorageError(f"{path} was not written as a temporal pyramid")

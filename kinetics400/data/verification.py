@@ -12,7 +12,7 @@ from kinetics400.data.annotations import VideoTable
 from kinetics400.data.housekeeping import Housekeeping
 from kinetics400.data.isolation import JobLimits, Result, run_isolated
 from kinetics400.data.library import Quarantined, format_reasons, videos_name
-from kinetics400.data.transcode import verify_as_json
+from kinetics400.data.verify import verify_as_json
 from kinetics400.errors import DataError
 
 FAULTS_IN_A_ROW = 50  # so many undecodable videos one after another are a failing disk

@@ -300,7 +300,7 @@ def test_full_disk_is_noticed_before_unpacking(
 
 EVIL = """
 import os, signal, time
-from kinetics400.data.transcode import verify_as_json
+from kinetics400.data.verify import verify_as_json
 def verify(path):
     if path.endswith("t 1.mp4"):
         os.kill(os.getpid(), signal.SIGSEGV)
