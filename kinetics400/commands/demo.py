@@ -25,6 +25,7 @@ from kinetics400.config.demo import DemoConfig
 from kinetics400.config.parse import parse
 from kinetics400.data import keys, synthetic
 from kinetics400.data.library import ARCHIVE_NAME, open_split
+from kinetics400.data.motion import MOTION_CLASSES
 from kinetics400.data.storage import write_atomic
 from kinetics400.engine.evaluation import Evaluation, ViewTransform
 from kinetics400.engine.log import read_metrics
@@ -89,7 +90,7 @@ def run_stages(config: DemoConfig) -> None:
     work_dir, size = config.folder.work_dir, config.size
     data_dir = work_dir / "data"
     data_dir.mkdir()
-    n_classes = len(synthetic.MOTION_CLASSES)
+    n_classes = len(MOTION_CLASSES)
     n_videos = n_classes * (size.n_train_per_class + size.n_val_per_class)
     say(f"1/5 drawing {n_videos} videos of {n_classes} motion classes")
     synthetic.write_archive(
@@ -99,7 +100,7 @@ def run_stages(config: DemoConfig) -> None:
         seed=size.seed,
         n_worker=size.n_worker,
     )
-    write_atomic(work_dir / "motion_classes.txt", "\n".join(synthetic.MOTION_CLASSES) + "\n")
+    write_atomic(work_dir / "motion_classes.txt", "\n".join(MOTION_CLASSES) + "\n")
     say("2/5 preprocessing")
     preprocess.main(["--data_dir", str(data_dir), "--n_worker", str(size.n_worker)])
 
@@ -153,7 +154,7 @@ def collect(config: DemoConfig) -> dict[str, Any]:
         return accuracies(json.loads(text))
 
     segments, crops = parse_views(VIEWS)
-    n_classes = len(synthetic.MOTION_CLASSES)
+    n_classes = len(MOTION_CLASSES)
     return {
         "pretrain_loss_first_epoch": round(mean([r for r in losses if r["epoch"] <= 1]), 4),
         "pretrain_loss_last_epoch": round(mean([r for r in losses if r["epoch"] > last_epoch]), 4),

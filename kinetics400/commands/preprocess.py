@@ -1,36 +1,23 @@
-"""`preprocess`: archive → Kinetics-400/, every listed video decoded once, bad ones quarantined."""
+"""`preprocess`: originals → Kinetics-400/, every video verified and stored, or quarantined."""
 
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from kinetics400.commands.preprocess_report import SplitSummary, Summary, format_summary
-from kinetics400.commands.progress import ProgressMeter
+from kinetics400.commands.preprocess_finish import finish
+from kinetics400.commands.preprocess_intake import take_archives, take_folder
+from kinetics400.commands.preprocess_lists import Lists
+from kinetics400.commands.preprocess_report import Summary, format_summary
 from kinetics400.config.parse import parse
 from kinetics400.config.preprocess import PreprocessConfig
-from kinetics400.data.annotations import VideoTable, format_list, overlap, parse_list
-from kinetics400.data.archive import unpack
-from kinetics400.data.housekeeping import Housekeeping, digest
-from kinetics400.data.library import (
-    ARCHIVE_NAME,
-    LIBRARY_NAME,
-    SPLITS,
-    Quarantined,
-    find_library,
-    format_reasons,
-    list_name,
-    video_files,
-    videos_name,
-    write_quarantine,
-)
-from kinetics400.data.stream import find_archive, identity
-from kinetics400.data.verification import plan, verify, videos_root
-from kinetics400.errors import DataError, InputError, StorageError
-
-# What an unpacked archive needs on disk: videos do not compress, and file systems round up.
-DISK_GROWTH, DISK_MARGIN = 1.05, 64 << 20
+from kinetics400.data.housekeeping import Housekeeping
+from kinetics400.data.intake import Intake
+from kinetics400.data.library import ARCHIVE_NAME, LIBRARY_NAME, SPLITS, find_library, list_name
+from kinetics400.data.pyramid import P_INTERVAL
+from kinetics400.data.sources import ArchiveUnit, Cvdf, Folder, find_source
+from kinetics400.data.transcode import EncodeSettings
+from kinetics400.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         PreprocessConfig,
         argv or [],
         prog="python -m data.preprocess",
-        description="Unpack Kinetics-400 safely and keep the videos that decode. "
-        "Repeating the command continues.",
+        description="Verify every video of Kinetics-400 (or of data laid out like it) and store "
+        "it for fast training. Repeating the command continues.",
     )
     summary = preprocess(config)
     print(format_summary(summary))
@@ -56,198 +43,98 @@ def preprocess(config: PreprocessConfig) -> Summary:
         StorageError: the disk is too small, full or failing.
     """
     _check(config)
-    parts = find_archive(config.data_dir)
-    library = config.data_dir / LIBRARY_NAME if parts else find_library(config.data_dir)
-    if library is None:
-        raise InputError(
-            f"nothing to preprocess in {config.data_dir}: looked for {ARCHIVE_NAME}, for its parts "
-            f"{ARCHIVE_NAME}.0000, .0001 …, and for an unpacked {LIBRARY_NAME} folder with "
-            f"{list_name('train')}. data/README.md says where to get the dataset."
-        )
+    source, library = _locate(config)
     keeper = Housekeeping(library)
-    with keeper.held():
-        overrides = _read_overrides(config)
-        if parts:
-            _unpack_once(parts, keeper, config, overrides)
-        originals = _find_lists(keeper, overrides)
-        tables = _parse_lists(originals, config)
-        videos, bad = plan(tables, keeper)
-        if videos:
-            with ProgressMeter("verifying", len(videos), "videos") as meter:
-                bad += verify(
-                    videos,
-                    keeper,
-                    n_worker=config.n_worker,
-                    timeout=config.timeout,
-                    progress=meter.update,
-                )
-        return _finish(originals, tables, bad, n_verified=len(videos), keeper=keeper, config=config)
+    with keeper.held(), keeper.working():
+        lists = Lists(config, keeper)
+        intake = Intake(
+            keeper,
+            encode_settings(config),
+            n_worker=config.n_worker or cpu_count(),
+            timeout=config.timeout,
+        )
+        if isinstance(source, Folder):
+            tables = take_folder(source, lists, intake)
+        else:
+            take_archives(source, lists, intake)
+            tables = lists.settle(
+                {split: [n for s, n in intake.rows if s == split] for split in SPLITS}
+            )
+        return finish(lists, tables, intake, config.max_bad_share)
+
+
+def encode_settings(config: PreprocessConfig) -> EncodeSettings | None:
+    """How to store videos; None to keep the originals."""
+    if config.store == "original":
+        return None
+    return EncodeSettings(
+        short_side=config.short_side,
+        crf=config.crf,
+        preset=config.preset,
+        keyframe_interval=config.keyframe_interval,
+        enlarge=config.enlarge,
+    )
+
+
+def cpu_count() -> int:
+    """CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _check(config: PreprocessConfig) -> None:
-    problems = []
-    if not config.data_dir.is_dir():
-        problems.append(f"--data_dir {config.data_dir} is not a folder")
-    if not 0 <= config.max_bad_share <= 1:
-        problems.append(f"--max_bad_share {config.max_bad_share} is not between 0 and 1")
-    if config.num_classes < 1:
-        problems.append(f"--num_classes {config.num_classes} is not positive")
-    if config.n_worker is not None and config.n_worker < 1:
-        problems.append(f"--n_worker {config.n_worker} is not positive")
-    if not (math.isfinite(config.timeout) and config.timeout > 0):
-        problems.append(f"--timeout {config.timeout} is not a positive number of seconds")
+    interval = config.keyframe_interval
+    checks = {
+        f"--data_dir {config.data_dir} is not a folder": config.data_dir.is_dir()
+        or (config.source is not None and not config.data_dir.exists()),
+        f"--source {config.source} does not exist": config.source is None or config.source.exists(),
+        f"--max_bad_share {config.max_bad_share} is not between 0 and 1": 0
+        <= config.max_bad_share
+        <= 1,
+        f"--num_classes {config.num_classes} is not positive": config.num_classes >= 1,
+        f"--n_worker {config.n_worker} is not positive": config.n_worker is None
+        or config.n_worker >= 1,
+        f"--timeout {config.timeout} is not a positive number of seconds": math.isfinite(
+            config.timeout
+        )
+        and config.timeout > 0,
+        f"--short_side {config.short_side} is not between 16 and 4320": 16
+        <= config.short_side
+        <= 4320,
+        f"--crf {config.crf} is not between 0 and 51": 0 <= config.crf <= 51,
+        f"--keyframe_interval {interval} is not a multiple of {P_INTERVAL} up to 1024": interval
+        % P_INTERVAL
+        == 0
+        and P_INTERVAL <= interval <= 1024,
+    }
+    problems = [text for text, holds in checks.items() if not holds]
     if problems:
         raise InputError("; ".join(problems) + ".")
 
 
-def _read_overrides(config: PreprocessConfig) -> dict[str, bytes]:
-    """List files that the user gave, checked."""
-    overrides = {}
-    for split, path in (("train", config.train_list), ("val", config.val_list)):
-        if path is None:
-            continue
-        if not path.is_file():
-            raise InputError(f"--{split}_list {path} is not a file.")
-        overrides[split] = path.read_bytes()
-        parse_list(overrides[split], source=str(path), num_classes=config.num_classes)
-    _parse_lists(overrides, config)  # also against each other
-    return overrides
-
-
-def _find_lists(keeper: Housekeeping, overrides: dict[str, bytes]) -> dict[str, bytes]:
-    found = {split: overrides.get(split) or keeper.original_list(split) for split in SPLITS}
-    missing = [split for split, data in found.items() if data is None]
-    if missing:
+def _locate(config: PreprocessConfig) -> tuple[ArchiveUnit | Cvdf | Folder, Path]:
+    """Where the originals are, and the library that gets the videos."""
+    place = config.source or config.data_dir
+    source = find_source(place)
+    unpacked = find_library(place)
+    if source is None or isinstance(source, Folder):
+        if unpacked is not None:
+            source = Folder(unpacked)  # data/Kinetics-400 rather than data/
+        elif config.source is None:
+            source = None  # loose videos below data/ are nobody's dataset
+    if source is None:
         raise InputError(
-            f"no {' and '.join(list_name(split) for split in missing)} in {keeper.library}. Put "
-            f"{'them' if len(missing) > 1 else 'it'} there, or name another with "
-            f"{' and '.join(f'--{split}_list' for split in missing)}."
+            f"nothing to preprocess in {place}: looked for {ARCHIVE_NAME}, for its parts "
+            f"{ARCHIVE_NAME}.0000, .0001 …, for CVDF's train/part_*.tar.gz, and for an unpacked "
+            f"{LIBRARY_NAME} folder with {list_name('train')} (or, named with --source, any folder "
+            "of videos). data/README.md says where to get the dataset."
         )
-    return {split: data for split, data in found.items() if data is not None}
-
-
-def _parse_lists(originals: dict[str, bytes], config: PreprocessConfig) -> dict[str, VideoTable]:
-    tables = {
-        split: parse_list(data, source=list_name(split), num_classes=config.num_classes)
-        for split, data in originals.items()
-    }
-    if len(tables) == len(SPLITS) and (both := overlap(tables["train"], tables["val"])):
+    if config.source is None and isinstance(source, Folder):
+        return source, source.root
+    if isinstance(source, Folder) and config.store == "original":
         raise InputError(
-            f"{len(both)} video(s) stand in the train list and in the val list, so the model "
-            f"would be scored on what it has seen: {', '.join(map(repr, both[:10]))}"
+            "--store original verifies files where they are: leave out --source and name their "
+            "folder with --data_dir."
         )
-    return tables
-
-
-def _unpack_once(
-    parts: list[Path], keeper: Housekeeping, config: PreprocessConfig, overrides: dict[str, bytes]
-) -> None:
-    """Unpack the archive, unless an earlier run has finished doing so."""
-    archive = identity(parts)
-    if keeper.read("unpacked.json").get("archive") == archive:
-        return
-    lists = dict(overrides)
-
-    def on_list(split: str, data: bytes) -> None:
-        lists.setdefault(split, data)
-        _parse_lists(lists, config)
-
-    compressed = sum(part.stat().st_size for part in parts)
-    _check_disk(keeper.library, compressed)
-    with ProgressMeter("unpacking", compressed, "bytes") as meter:
-        result = unpack(
-            parts,
-            keeper.library,
-            keeper.folder,
-            on_list=on_list,
-            required_lists=[split for split in SPLITS if split not in overrides],
-            progress=meter.update,
-        )
-    keeper.store_archive_lists(result.lists)
-    keeper.write("unpacked.json", {"archive": archive, "ignored": dict(result.ignored)})
-
-
-def _check_disk(library: Path, compressed: int) -> None:
-    folders = [library / videos_name(split) for split in SPLITS]
-    there = sum(
-        (folder / name).stat().st_size for folder in folders for name in video_files(folder)
-    )
-    need = int(compressed * DISK_GROWTH) + DISK_MARGIN - there
-    free = shutil.disk_usage(library).free
-    if free < need:
-        raise StorageError(
-            f"unpacking needs {need / 1e9:,.1f} GB in {library}, and {free / 1e9:,.1f} GB are "
-            "free. Nothing was unpacked; free space, or make the folder a link to a larger disk."
-        )
-
-
-def _finish(
-    originals: dict[str, bytes],
-    tables: dict[str, VideoTable],
-    bad: list[Quarantined],
-    *,
-    n_verified: int,
-    keeper: Housekeeping,
-    config: PreprocessConfig,
-) -> Summary:
-    """Quarantine, publish the lists, set the marker. Each step may be repeated after a kill."""
-    bad = sorted(bad, key=lambda video: (SPLITS.index(video.split), video.path))
-    refused = {(video.split, video.path) for video in bad}
-    usable = {
-        split: [(name, label) for name, label in table.rows() if (split, name) not in refused]
-        for split, table in tables.items()
-    }
-    _check_share(tables, usable, bad, config)
-
-    finals = {split: format_list(rows) for split, rows in usable.items()}
-    keeper.store_originals(originals, finals)
-    write_quarantine(keeper.quarantine_file, bad)
-    for video in bad:
-        root = videos_root(keeper.library, video.split)
-        keeper.move_to_quarantine(video, os.path.join(root, video.path))
-    keeper.publish_lists(finals)
-
-    unpacked = keeper.read("unpacked.json")
-    splits = {
-        split: SplitSummary(
-            listed=len(table),
-            usable=len(usable[split]),
-            unlisted=len(
-                set(video_files(keeper.library / videos_name(split))).difference(
-                    name for name, _ in usable[split]
-                )
-            ),
-        )
-        for split, table in tables.items()
-    }
-    done = {
-        "archive": unpacked.get("archive", []),
-        "lists": {split: digest(data) for split, data in finals.items()},
-        "listed": {split: counts.listed for split, counts in splits.items()},
-        "usable": {split: counts.usable for split, counts in splits.items()},
-    }
-    already_done = n_verified == 0 and keeper.read("done.json") == done
-    if not already_done:
-        keeper.write("done.json", done)
-    return Summary(keeper.library, splits, bad, unpacked.get("ignored", {}), already_done)
-
-
-def _check_share(
-    tables: dict[str, VideoTable],
-    usable: dict[str, list[tuple[str, int]]],
-    bad: list[Quarantined],
-    config: PreprocessConfig,
-) -> None:
-    listed = sum(len(table) for table in tables.values())
-    empty = [split for split, rows in usable.items() if not rows]
-    share = len(bad) / listed
-    if share <= config.max_bad_share and not empty:
-        return
-    limit = f"more than --max_bad_share {config.max_bad_share:.2%} allows"
-    if empty:
-        limit = f"and none is left for {' and '.join(empty)}"
-    raise DataError(
-        f"{len(bad):,} of {listed:,} listed videos ({share:.2%}) cannot be used, {limit}. The "
-        "lists were not written and nothing was moved; what was verified is remembered, so a "
-        f"repeated command is quick.\n{format_reasons(bad)}"
-    )
+    return source, config.data_dir / LIBRARY_NAME

@@ -18,8 +18,16 @@ class SplitSummary:
 
     listed: int
     usable: int
-    unlisted: int
+    unlisted: int = 0
     """Video files on disk that the list does not name."""
+    missing: int = 0
+    """Lines of CSV annotations that have no video."""
+    pyramids: int = 0
+    n_bytes: int = 0
+    source_bytes: int = 0
+    """Of the originals of the usable videos."""
+    seconds: float = 0.0
+    """Duration of the usable videos."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +35,14 @@ class Summary:
     """What preprocessing found and left behind."""
 
     library: Path
+    store: str
+    """"pyramid" or "original"."""
     splits: dict[str, SplitSummary]
     quarantined: list[Quarantined]
     ignored: dict[str, int]
     """Kinds of files in the archive that were not unpacked → how many."""
+    originals: Path | None
+    """Where originals lie that pyramids have replaced."""
     already_done: bool
     """Nothing had to be done: an earlier run finished."""
 
@@ -44,15 +56,30 @@ def format_summary(summary: Summary) -> str:
     for split, counts in summary.splits.items():
         published = f"; Kinetics-400 has {PUBLISHED_COUNTS[split]:,}" if kinetics else ""
         unlisted = f"; {counts.unlisted:,} files on disk are not listed" if counts.unlisted else ""
+        missing = f"; {counts.missing:,} lines of the CSV have no video" if counts.missing else ""
         lines.append(
             f"  {split:<5} {counts.usable:,} usable of {counts.listed:,} listed videos"
-            f"{published}{unlisted}"
+            f"{published}{missing}{unlisted}"
         )
+        lines.append(f"        {_size(counts)}")
     if summary.ignored:
         common = Counter(summary.ignored).most_common(10)
         kinds = ", ".join(f"{n:,} × {kind}" for kind, n in common)
         lines.append(f"  not unpacked, because neither video nor list: {kinds}")
+    if summary.originals is not None:
+        lines.append(f"  the originals lie in {summary.originals}; training does not need them")
     if summary.quarantined:
         lines.append(f"  quarantined: {len(summary.quarantined):,}")
         lines.append(format_reasons(summary.quarantined))
     return "\n".join(lines)
+
+
+def _size(counts: SplitSummary) -> str:
+    """How much there is, and how it is stored."""
+    n_bytes = counts.n_bytes
+    size = f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
+    text = f"{counts.seconds / 3600:,.2f} hours, {size}"
+    if counts.pyramids == counts.usable:
+        share = counts.n_bytes / max(1, counts.source_bytes)
+        return f"{text}, {share:.0%} of the originals' size; all temporal pyramids"
+    return f"{text}; {counts.pyramids:,} temporal pyramids, the others as they were"

@@ -22,6 +22,7 @@ from kinetics400.config.parse import to_recipe
 from kinetics400.data import keys
 from kinetics400.data.dataset import MAX_SUBSTITUTES, ClipDataset, Unreadable
 from kinetics400.data.loader import Layout, train_loader
+from kinetics400.data.manifest import count_originals
 from kinetics400.data.storage import append_json_lines, write_atomic
 from kinetics400.engine.checkpoint import (
     Checkpoint,
@@ -89,6 +90,18 @@ def launch(device: DeviceFlags) -> Fabric:
     return fabric
 
 
+def mention_originals(run: Run) -> None:
+    """Say how many training videos cost more than they need to, and are read without protection."""
+    assert run.train_videos is not None
+    count = count_originals(run.config.data.data_dir, "train", run.train_videos)
+    if count:
+        say(
+            f"{count:,} of {len(run.train_videos):,} training videos are not known to be temporal "
+            "pyramids: they are decoded in the loader as they are, many times slower and without "
+            "isolation. 'python -m data.preprocess' stores them (docs/data.md)"
+        )
+
+
 def train(
     run: Run,
     dataset: ClipDataset,
@@ -111,6 +124,7 @@ def train(
         save_dir.mkdir(parents=True, exist_ok=True)
         remove_unfinished(save_dir / "checkpoints")
         write_atomic(save_dir / "config.yaml", to_recipe(config))
+        mention_originals(run)
     fabric.barrier()
     fabric.to_device(method)
     # All buffers are constants: ranks need not tell each other at every step.

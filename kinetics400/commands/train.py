@@ -27,11 +27,11 @@ from kinetics400.config.defaults import FINETUNING
 from kinetics400.config.finetuning import PretrainedFlags, TrainConfig
 from kinetics400.config.parse import parse
 from kinetics400.data import sampling
-from kinetics400.data.annotations import label_names
 from kinetics400.data.dataset import ClipDataset
 from kinetics400.data.library import PUBLISHED_COUNTS
+from kinetics400.data.listing import read_names
 from kinetics400.data.storage import write_atomic
-from kinetics400.errors import InputError, MissingInput
+from kinetics400.errors import MissingInput
 from kinetics400.methods.base import Method
 from kinetics400.methods.classification import Classification
 from kinetics400.models.architectures import model_size
@@ -161,22 +161,8 @@ def class_names(config: TrainConfig) -> tuple[str, ...]:
         InputError: the file cannot be read or has another number of names.
     """
     flags = config.classifier
-    if flags.label_names is None:
-        names = label_names()
-        if flags.num_classes == len(names):
-            return names
-        return tuple(f"class {label}" for label in range(flags.num_classes))
-    try:
-        lines = flags.label_names.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--label_names {flags.label_names} cannot be read: {error}") from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    if len(names) != flags.num_classes:
-        raise InputError(
-            f"--label_names {flags.label_names} has {len(names)} names, --num_classes is "
-            f"{flags.num_classes}"
-        )
-    return names
+    names = read_names(flags.label_names, flags.num_classes)
+    return names or tuple(f"class {label}" for label in range(flags.num_classes))
 
 
 def load_encoder(

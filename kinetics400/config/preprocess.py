@@ -2,25 +2,50 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """Unpack the archive safely and keep only the videos that decode."""
+    """Verify every video and store it for fast training."""
 
     data_dir: Path = Path("data")
-    """Folder with Kinetics-400.tar.gz, with its parts .0000, .0001 …, or with an unpacked
-    Kinetics-400 folder."""
+    """Folder that gets Kinetics-400/; by default it also holds the source: Kinetics-400.tar.gz, its
+    parts .0000, .0001 …, or an unpacked Kinetics-400 folder."""
+    source: Path | None = None
+    """Where the originals are if not in data_dir: an archive, a folder with one, CVDF's folder with
+    train/part_*.tar.gz, or a folder of videos (videos_train/ and videos_val/, or train/ and val/,
+    with list files or one folder per class). It is only read."""
+    store: Literal["pyramid", "original"] = "pyramid"
+    """pyramid re-encodes every video so that training decodes only what it needs
+    (docs/data.md). original verifies the videos and keeps the files as they are."""
+    short_side: int = 256
+    """Larger videos are scaled down to this short side, pixels."""
+    enlarge: bool = False
+    """Scale smaller videos up to short_side as well."""
+    crf: int = 22
+    """x264's constant rate factor, 0 to 51: lower is better and larger."""
+    preset: Literal[
+        "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"
+    ] = "veryfast"
+    """x264's preset: slower ones make smaller files."""
+    keyframe_interval: int = 32
+    """Frames from one key frame to the next, a multiple of 4: fewer make clips cheaper to start
+    and files larger."""
     num_classes: int = 400
     """Labels in the list files must be from 0 to this number minus one."""
+    label_names: Path | None = None
+    """File with one class name per line, for CSV annotations and class folders. Default:
+    Kinetics-400's when num_classes is 400, otherwise the folders in alphabetical order."""
+    train_list: Path | None = None
+    """List of the training videos to use instead of the source's: lines of `<path> <label>`, or
+    a .csv in CVDF's format."""
+    val_list: Path | None = None
+    """List of the validation videos, likewise."""
     max_bad_share: float = 0.02
     """Stop with exit code 3 when more than this share of the listed videos is absent or
     undecodable; below it they are quarantined."""
     n_worker: int | None = None
-    """Videos verified at the same time, each in a process of its own. Default: all CPUs."""
+    """Videos worked on at the same time, each in a process of its own. Default: all CPUs."""
     timeout: float = 120.0
-    """Seconds after which the verification of one video is killed."""
-    train_list: Path | None = None
-    """List file to use instead of the archive's kinetics400_train_list_videos.txt."""
-    val_list: Path | None = None
-    """List file to use instead of the archive's kinetics400_val_list_videos.txt."""
+    """Seconds after which the work on one video is given up."""

@@ -1,21 +1,27 @@
-"""Unpack Kinetics-400.tar.gz, whole or in parts, as one stream that nobody has to trust.
+"""Read Kinetics-400.tar.gz, whole or in parts, as one stream that nobody has to trust.
 
 Python's `extractall`, even with `filter="data"`, follows links that the archive itself plants (seen
-on 3.11.7; CVE-2025-4330, CVE-2026-11940), so members are written by our own loop: regular files
-only, under names we choose, each complete or absent.
+on 3.11.7; CVE-2025-4330, CVE-2026-11940), so members are read by our own loop: regular files
+only, under names we choose.
 """
 
 import os
 import tarfile
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kinetics400.data.library import list_name
-from kinetics400.data.member_names import LIST_SPLIT, Names, classify, safe_parts
-from kinetics400.data.safe_writer import SafeWriter
+from kinetics400.data.member_names import (
+    LIST_SPLIT,
+    Classify,
+    Names,
+    classify_kinetics,
+    safe_parts,
+)
 from kinetics400.data.stream import CHUNK, TAR_END, GzipStream
 from kinetics400.errors import Failure, InputError
 
@@ -38,76 +44,61 @@ class Limits:
 
 
 @dataclass
-class Unpacked:
-    """What one pass over the archive did."""
+class Contents:
+    """What an archive holds besides videos; filled while it is read."""
 
-    written: int = 0
-    kept: int = 0
-    """Files already there with the same bytes, from an earlier run."""
-    n_bytes: int = 0
     lists: dict[str, bytes] = field(default_factory=dict)
     """Split → bytes of its list file, names in Unicode NFC like the files."""
     ignored: Counter[str] = field(default_factory=Counter)
-    """Kinds of files that were not written → how many."""
+    """Kinds of files that are neither video nor list → how many."""
 
 
-def unpack(
+def read_archive(
     parts: list[Path],
-    library: Path,
-    staging: Path,
+    contents: Contents,
     *,
-    on_list: Callable[[str, bytes], None],
+    classify: Classify = classify_kinetics,
+    on_list: Callable[[str, bytes], None] = lambda split, data: None,
     required_lists: Collection[str] = (),
     progress: Callable[[int], None] = lambda _: None,
     limits: Limits | None = None,
-) -> Unpacked:
-    """Unpack videos into `library`; list files are handed over, everything else is counted.
+) -> Generator[tuple[tuple[str, ...], "Content"], None, None]:
+    """Yield each video's place below the library and its bytes, in the archive's order.
 
-    Each file is written to `staging` (same file system), fsynced and renamed. A video that is
-    already there with the same bytes is kept. (The same size is not enough: an archive with a bad
-    CRC leaves files of the right size behind, and only the next, good archive tells them apart.)
+    The bytes must be taken before the next video is asked for.
 
     Args:
         parts: what `find_archive` returned.
-        library: folder that gets videos_train/ and videos_val/; it exists.
-        staging: folder for the one temporary file; it exists.
-        required_lists: splits whose list files the archive must hold.
+        contents: gets the lists and the counts of what else there is.
+        classify: what a member is and where it goes.
         on_list: called with split and bytes as soon as a list file is seen; may raise `InputError`.
+        required_lists: splits whose list files the archive must hold.
         progress: called with the compressed bytes read so far.
         limits: what an honest archive stays below.
 
     Raises:
-        InputError: hostile or unsuitable archive. All that this call wrote is removed again.
-        DataError: truncated or damaged archive. Files before the damage stay.
-        StorageError: disk full or failing. Finished files stay.
+        InputError: hostile or unsuitable archive: nothing of it should be kept.
+        DataError: truncated or damaged archive. What came before the damage is good.
+        StorageError: the archive cannot be read.
     """
     limits = limits or Limits()
     compressed = sum(part.stat().st_size for part in parts)
     stream = GzipStream(parts, int(compressed * limits.growth) + limits.slack_bytes, progress)
-    writer = SafeWriter(library, staging)
-    try:
-        result = _unpack_members(stream, writer, on_list, limits)
-        missing = sorted(set(required_lists) - result.lists.keys())
+    with closing(stream):
+        yield from _videos(stream, contents, classify, on_list, limits)
+        missing = sorted(set(required_lists) - contents.lists.keys())
         if missing:
             names = " and ".join(list_name(split) for split in missing)
             raise InputError(f"{stream.name} does not contain {names}; nothing was kept.")
-        writer.sync()
-    except InputError:
-        writer.roll_back()
-        raise
-    finally:
-        writer.close()
-        stream.close()
-    return result
 
 
-def _unpack_members(
+def _videos(
     stream: GzipStream,
-    writer: SafeWriter,
+    contents: Contents,
+    classify: Classify,
     on_list: Callable[[str, bytes], None],
     limits: Limits,
-) -> Unpacked:
-    result = Unpacked()
+) -> Iterator[tuple[tuple[str, ...], "Content"]]:
     names = Names()
     tar, member = _open_tar(stream)
     n_members = 0
@@ -125,25 +116,21 @@ def _unpack_members(
             if member.size > most:
                 raise InputError(f"{member.name!r} is {member.size:,} bytes; at most {most:,}.")
             names.add_file(parts if kind == "other" else target)
-            content = _Content(tar, member, stream)
+            content = Content(tar, member, stream)
             if kind == "list":
                 split = LIST_SPLIT[target[0]]
-                result.lists[split] = unicodedata.normalize(
+                contents.lists[split] = unicodedata.normalize(
                     "NFC", content.read_all().decode("utf-8", "surrogateescape")
                 ).encode("utf-8", "surrogateescape")
-                on_list(split, result.lists[split])
+                on_list(split, contents.lists[split])
             elif kind == "video":
-                written = writer.write(target, member.size, content.chunks())
-                result.written += written
-                result.kept += not written
-                result.n_bytes += member.size
+                yield target, content
             else:
-                result.ignored[os.path.splitext(parts[-1])[1].lower() or "no extension"] += 1
-                content.skip()
+                contents.ignored[os.path.splitext(parts[-1])[1].lower() or "no extension"] += 1
+            content.skip()
         tar.members.clear()  # type: ignore[attr-defined]  # 300,000 of them are 300 MB
         member = _next_member(tar, stream)
     _check_end(tar, stream)
-    return result
 
 
 def _open_tar(stream: GzipStream) -> tuple[tarfile.TarFile, tarfile.TarInfo | None]:
@@ -181,25 +168,29 @@ def _check_end(tar: tarfile.TarFile, stream: GzipStream) -> None:
         raise stream.damaged("it is truncated: the tar has no end")
 
 
-class _Content:
+class Content:
     """A member's bytes, exactly as many as its header says."""
 
     def __init__(self, tar: tarfile.TarFile, member: tarfile.TarInfo, stream: GzipStream) -> None:
-        self.size = member.size
+        self._left = member.size
         self._name = member.name
         self._file = tar.extractfile(member)
         self._stream = stream
 
     def chunks(self) -> Iterator[bytes]:
-        left = self.size
-        while left:
+        """What has not been read yet.
+
+        Raises:
+            DataError: the archive ends or is damaged in the middle of it.
+        """
+        while self._left:
             try:
-                data = self._file.read(min(left, CHUNK)) if self._file else b""
+                data = self._file.read(min(self._left, CHUNK)) if self._file else b""
             except tarfile.TarError:
                 data = b""
             if not data:
                 raise self._stream.damaged(f"it is truncated: {self._name!r} is incomplete")
-            left -= len(data)
+            self._left -= len(data)
             yield data
 
     def read_all(self) -> bytes:

@@ -126,23 +126,23 @@ class ClipDataset(Dataset[Sample]):
         index, epoch, slot = item
         key = keys.sample_key(self.seed, epoch, slot)
         failures: list[Unreadable] = []
-        substitutes = keys.uniform(key, "substitute", MAX_SUBSTITUTES).tolist()
-        for draw in [*substitutes, None]:
+        while len(failures) <= MAX_SUBSTITUTES:
             try:
                 return Sample(self._load(index, key), self.table.label(index), key, failures)
             except DecodeError as error:
-                path = self.table.path(index)
-                failures.append(Unreadable(path, str(error), gave_up=draw is None))
-                if draw is not None:
+                gave_up = len(failures) == MAX_SUBSTITUTES
+                failures.append(Unreadable(self.table.path(index), str(error), gave_up))
+                if not gave_up:
+                    draw = keys.draws(key, "substitute", len(failures))[-1]
                     index = int(draw * len(self.table))
         blank = torch.zeros(3, self.num_frames, self.size, self.size, dtype=torch.uint8)
         return Sample(blank, self.table.label(index), key, failures)
 
     def _load(self, index: int, key: Tensor) -> Tensor:
-        draws = keys.uniform(key, "clip", self.num_frame_draws).tolist()
+        draws = keys.draws(key, "clip", self.num_frame_draws)
         with VideoReader(self.table.path(index)) as reader:
             frames = self.sample_frames(len(reader), reader.fps, draws)
-            draws = keys.uniform(key, "crop", self.num_box_draws).tolist()
+            draws = keys.draws(key, "crop", self.num_box_draws)
             pixels = reader.read(frames, self.sample_box(reader.height, reader.width, draws))
         return to_square(pixels, self.size, antialias=self.antialias)
 
@@ -195,15 +195,13 @@ class ViewDataset(Dataset[VideoViews]):
             used = sorted({frame for view in views for frame in view.frames})
             frames = reader.read(used)
         images = torch.from_numpy(frames).permute(0, 3, 1, 2)
-        # Pixels stay in the order in which they were decoded: views are copied in whole rows.
-        scaled = resize(images, (height, width), antialias=False).permute(0, 2, 3, 1)
+        scaled = resize(images, (height, width), antialias=False).permute(0, 2, 3, 1).numpy()
         position = {frame: place for place, frame in enumerate(used)}
-        cut = [
-            scaled[
-                [position[frame] for frame in view.frames],
-                view.box.top : view.box.top + self.size,
-                view.box.left : view.box.left + self.size,
-            ]
-            for view in views
-        ]
-        return torch.stack(cut).permute(0, 4, 1, 2, 3)
+        # Pixels stay in the order in which they were decoded, so that whole rows are copied.
+        size, num_frames = self.size, len(views[0].frames)
+        cut = np.empty((len(views), num_frames, size, size, 3), np.uint8)
+        for view, place in zip(views, cut, strict=True):
+            top, left = view.box.top, view.box.left
+            for frame, target in zip(view.frames, place, strict=True):
+                target[:] = scaled[position[frame], top : top + size, left : left + size]
+        return torch.from_numpy(cut).permute(0, 4, 1, 2, 3)

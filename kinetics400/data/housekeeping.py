@@ -1,14 +1,19 @@
 """What preprocessing remembers between runs, in the hidden folder Kinetics-400/.preprocess/.
 
-unpacked.json      the archive that was unpacked, and what was in it
+archives.json      the archives that were read to their end, and what else was in them
 *_list_videos.txt  the lists as they came (the visible ones hold usable videos only)
 lists.json         digests that tell our own visible list from one the user has put there
-verified.jsonl     one line per video that decodes: a rerun continues from it
+journal.jsonl      one line per video that was stored or refused: a rerun continues from it
+manifest_*.npz     one row per usable video (data/library.py)
 quarantine.jsonl   one line per video that is not used, with the reason
-quarantine/        the damaged files themselves
+quarantine/        damaged files out of archives
+incoming/          videos being worked on; emptied at every start
 done.json          the marker: written last
+
+Originals that lay in the library itself move to Kinetics-400/originals/, for the user to delete.
 """
 
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -20,20 +25,24 @@ from pathlib import Path
 from typing import Any
 
 from kinetics400.data.library import (
-    Quarantined,
+    HIDDEN as FOLDER,
+)
+from kinetics400.data.library import (
     list_name,
-    read_quarantine,
+    quarantine_path,
+    split_root,
     videos_name,
 )
+from kinetics400.data.pyramid import is_marked
+from kinetics400.data.sources import Original
 from kinetics400.data.storage import (
     append_json_lines,
     disk_errors,
     read_json_lines,
     write_atomic,
+    write_if_changed,
 )
 from kinetics400.errors import InputError
-
-FOLDER = ".preprocess"
 
 
 class Housekeeping:
@@ -42,8 +51,10 @@ class Housekeeping:
     def __init__(self, library: Path) -> None:
         self.library = library
         self.folder = library / FOLDER
-        self.journal = self.folder / "verified.jsonl"
-        self.quarantine_file = self.folder / "quarantine.jsonl"
+        self.journal = self.folder / "journal.jsonl"
+        self.incoming = self.folder / "incoming"
+        self.originals = library / "originals"
+        self.quarantine_file = quarantine_path(library)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -99,8 +110,7 @@ class Housekeeping:
     def store_originals(self, originals: dict[str, bytes], finals: dict[str, bytes]) -> None:
         """Keep the originals before the visible lists are replaced by `finals`."""
         for split, data in originals.items():
-            if not _holds(self.folder / list_name(split), data):
-                write_atomic(self.folder / list_name(split), data)
+            write_if_changed(self.folder / list_name(split), data)
         digests = {s: [digest(originals[s]), digest(finals[s])] for s in originals}
         if digests != self.read("lists.json"):
             self.write("lists.json", digests)
@@ -108,49 +118,65 @@ class Housekeeping:
     def publish_lists(self, finals: dict[str, bytes]) -> None:
         """Write the visible lists."""
         for split, data in finals.items():
-            if not _holds(self.library / list_name(split), data):
-                write_atomic(self.library / list_name(split), data)
+            write_if_changed(self.library / list_name(split), data)
 
-    def verified(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """(split, name) → (size, mtime in ns) of every video that was found usable."""
-        fields = ("split", "path", "size", "mtime_ns")
-        return {
-            (row["split"], row["path"]): (row["size"], row["mtime_ns"])
-            for row in read_json_lines(self.journal)
-            if all(field in row for field in fields)
-        }
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Have the folder for videos being worked on; what a killed run left in it goes."""
+        with disk_errors(f"emptying {self.incoming}"):
+            shutil.rmtree(self.incoming, ignore_errors=True)
+            self.incoming.mkdir()
+        try:
+            yield
+        finally:
+            shutil.rmtree(self.incoming, ignore_errors=True)
 
-    def add_verified(self, rows: list[dict[str, Any]]) -> None:
-        """Append to the journal of usable videos."""
-        append_json_lines(self.journal, rows)
+    def journal_rows(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """(split, source name) → the last row of each video."""
+        rows = read_json_lines(self.journal)
+        return {(row["split"], row["source"]): row for row in rows if "settings" in row}
 
-    def quarantine_path(self, split: str, name: str) -> Path:
-        """Where a damaged file is kept."""
-        return self.folder / "quarantine" / videos_name(split) / name
+    def add_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Append to the journal."""
+        if rows:
+            append_json_lines(self.journal, rows)
 
-    def quarantined(self) -> dict[tuple[str, str], Quarantined]:
-        """Videos of earlier runs whose damaged file was moved away."""
-        rows = read_quarantine(self.quarantine_file)
-        return {
-            (row.split, row.path): row
-            for row in rows
-            if not os.path.isabs(row.path) and self.quarantine_path(row.split, row.path).exists()
-        }
+    def journal_bytes(self) -> int:
+        return self.journal.stat().st_size if self.journal.exists() else 0
 
-    def move_to_quarantine(self, video: Quarantined, path: str) -> None:
-        """Move a damaged file out of the visible tree; a file outside of it stays where it is."""
-        if os.path.isabs(video.path) or not os.path.lexists(path):
-            return
-        target = self.quarantine_path(video.split, video.path)
-        with disk_errors(f"moving {path} to {target}"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(path, target)  # videos_<split> may be a link to another file system
+    def cut_journal(self, n_bytes: int) -> None:
+        """Forget the rows that were added since the journal had `n_bytes`."""
+        if n_bytes:
+            os.truncate(self.journal, n_bytes)
+        else:
+            self.journal.unlink(missing_ok=True)
+
+    def stored_path(self, row: dict[str, Any]) -> Path:
+        """Where a journal row's video lies."""
+        return split_root(self.library, row["split"]) / row["path"]
+
+    def aside_path(self, split: str, name: str) -> Path:
+        """Where an original that lay in the library moves when its pyramid takes its place."""
+        return self.originals / videos_name(split) / name.lstrip("/")
+
+    def moved_aside(self, original: Original) -> Original:
+        """Move an original out of its pyramid's way; the rename is repeated after a kill."""
+        aside = self.aside_path(original.split, original.name)
+        outside = os.path.isabs(original.name)
+        if Path(original.path) == aside or outside:
+            return original
+        if is_marked(original.path):
+            return dataclasses.replace(original, is_stored=True)
+        with disk_errors(f"moving {original.path} to {aside}"):
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(original.path, aside)
+        return dataclasses.replace(original, path=str(aside))
+
+    def quarantine_parts(self, split: str, name: str) -> tuple[str, ...]:
+        """Where a damaged video out of an archive is kept, below the library."""
+        return (FOLDER, "quarantine", videos_name(split), *name.split("/"))
 
 
 def digest(data: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
-
-
-def _holds(path: Path, data: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == data

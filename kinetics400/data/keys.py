@@ -5,7 +5,9 @@ random numbers for one purpose (`stream`: "clip", "crop", "mask" ...). The same 
 any worker, on any device, in any order, so resuming is skipping to a slot.
 
 The mixing function is the finaliser of SplitMix64 (Steele, Lea, Flood: Fast Splittable
-Pseudorandom Number Generators, OOPSLA 2014), here on torch's int64 with wrap-around arithmetic.
+Pseudorandom Number Generators, OOPSLA 2014), here on torch's int64 with wrap-around arithmetic. For
+a single key there is the same on Python's integers: a dozen tensor operations on one number cost as
+much as decoding a frame.
 """
 
 import zlib
@@ -45,9 +47,23 @@ def combine(*parts: int | Tensor) -> Tensor:
     return key
 
 
+def _mix_one(x: int) -> int:
+    """`_mix` of one unsigned 64-bit integer."""
+    x = ((x ^ (x >> 30)) * _MULTIPLIER_1) & _MASK
+    x = ((x ^ (x >> 27)) * _MULTIPLIER_2) & _MASK
+    return x ^ (x >> 31)
+
+
+def _combine_one(*parts: int) -> int:
+    key = 0
+    for part in parts:
+        key = _mix_one(((key ^ (part & _MASK)) + _GOLDEN) & _MASK)
+    return key
+
+
 def sample_key(seed: int, epoch: int, slot: int, repeat: int = 0) -> Tensor:
     """The key of one sample: a scalar int64 tensor."""
-    return combine(seed, epoch, slot, repeat)
+    return torch.tensor(_signed(_combine_one(seed, epoch, slot, repeat)))
 
 
 def bits(keys: Tensor, stream: str, n: int) -> Tensor:
@@ -69,6 +85,13 @@ def bits(keys: Tensor, stream: str, n: int) -> Tensor:
 def uniform(keys: Tensor, stream: str, n: int) -> Tensor:
     """`n` numbers per key, uniform in [0, 1), float64 of shape (*keys.shape, n)."""
     return _shifted(bits(keys, stream, n), 11).double() * 2.0**-53
+
+
+def draws(key: Tensor, stream: str, n: int) -> list[float]:
+    """`uniform` of one key, as Python floats."""
+    start = _combine_one(int(key), zlib.crc32(stream.encode()))
+    mixed = (_mix_one((start + i * _GOLDEN) & _MASK) for i in range(1, n + 1))
+    return [(bits >> 11) * 2.0**-53 for bits in mixed]
 
 
 def permutation(seed: int, epoch: int, n: int) -> Tensor:

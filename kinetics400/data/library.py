@@ -13,6 +13,7 @@ from kinetics400.errors import InputError, MissingInput
 
 LIBRARY_NAME = "Kinetics-400"
 ARCHIVE_NAME = "Kinetics-400.tar.gz"
+HIDDEN = ".preprocess"  # below the library: what data/housekeeping.py keeps, and the manifests
 SPLITS = ("train", "val")
 PUBLISHED_COUNTS = {"train": 240_436, "val": 19_796}
 NAMES_SHOWN = 5
@@ -28,6 +29,17 @@ def list_name(split: str) -> str:
 def videos_name(split: str) -> str:
     """Folder name of a split's videos."""
     return f"videos_{split}"
+
+
+def split_root(library: Path, split: str) -> Path:
+    """Folder that a split's relative names start from: `videos_<split>`, or the library itself."""
+    folder = library / videos_name(split)
+    return folder if folder.is_dir() else library
+
+
+def quarantine_path(library: Path) -> Path:
+    """The file that names the videos that are not used."""
+    return library / HIDDEN / "quarantine.jsonl"
 
 
 def video_files(folder: Path) -> Iterator[str]:
@@ -80,8 +92,7 @@ def open_split(
     root = folder or Path(data_dir)
     if not root.is_dir():
         raise MissingInput(f"the data folder {root} does not exist.")
-    videos = root / videos_name(split)
-    return table.under(videos if videos.is_dir() else root)
+    return table.under(split_root(root, split))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import re
 import tarfile
 import unicodedata
+from collections.abc import Callable
 
 from kinetics400.data.annotations import VIDEO_SUFFIXES
 from kinetics400.data.library import SPLITS, list_name, videos_name
@@ -11,6 +12,8 @@ from kinetics400.errors import InputError
 # C0 and C1 controls, line separators, and what Python makes of names that are not UTF-8.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 LIST_SPLIT = {list_name(split): split for split in SPLITS}
+# A path's parts → "video", "list" or "other", and the place below the library.
+Classify = Callable[[tuple[str, ...]], tuple[str, tuple[str, ...]]]
 MAX_DEPTH = 4  # Kinetics-400/videos_train/<class>/<file>
 
 
@@ -46,8 +49,8 @@ def safe_parts(member: tarfile.TarInfo) -> tuple[str, ...]:
     return parts
 
 
-def classify(parts: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """What a path in the archive is, and where it goes.
+def classify_kinetics(parts: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """What a path in Kinetics-400.tar.gz is, and where it goes.
 
     ("Kinetics-400", "videos_val", "a.mp4") → ("video", ("videos_val", "a.mp4"));
     a list file → ("list", (its name,)); a folder of videos → ("other", its path); anything else →
@@ -58,11 +61,15 @@ def classify(parts: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     if len(inner) == 1 and inner[0] in LIST_SPLIT:
         return "list", inner
     if inner and inner[0] in folders:
-        hidden = inner[-1].startswith(".")  # "._a.mp4": macOS metadata, not a video
-        if len(inner) > 1 and inner[-1].lower().endswith(VIDEO_SUFFIXES) and not hidden:
+        if len(inner) > 1 and is_video(inner[-1]):
             return "video", inner
         return "other", inner
     return "other", ()
+
+
+def is_video(name: str) -> bool:
+    """Whether a file's name is a video's; "._a.mp4" is macOS metadata."""
+    return name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".")
 
 
 class Names:

@@ -19,12 +19,14 @@ from functools import cache
 P_INTERVAL = 4
 LAYERS = (4, 2, 1)
 
-_MARK = re.compile(r"kinetics400 temporal pyramid, keyframe interval (\d+)")
+_MARK_START = "kinetics400 temporal pyramid, keyframe interval "
+_MARK = re.compile(_MARK_START + r"(\d+)")
+HEAD_BYTES = 1 << 20  # a pyramid's header comes first and is far shorter
 
 
 def mark(keyframe_interval: int) -> str:
     """The comment in a file's metadata that says what it is."""
-    return f"kinetics400 temporal pyramid, keyframe interval {keyframe_interval}"
+    return f"{_MARK_START}{keyframe_interval}"
 
 
 def marked_interval(comment: str) -> int | None:
@@ -36,6 +38,15 @@ def marked_interval(comment: str) -> int | None:
     match = _MARK.fullmatch(comment)
     interval = int(match[1]) if match else 0
     return interval if interval and interval % P_INTERVAL == 0 else None
+
+
+def is_marked(path: str) -> bool:
+    """Whether a file's first bytes hold the mark; safe on files that nobody has verified."""
+    try:
+        with open(path, "rb") as file:
+            return _MARK_START.encode() in file.read(HEAD_BYTES)
+    except OSError:
+        return False
 
 
 def encoder_options(crf: int, preset: str, keyframe_interval: int) -> dict[str, str]:

@@ -57,6 +57,17 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
+def write_if_changed(path: Path | str, data: bytes) -> None:
+    """Replace `path` by `data` in one step, unless it holds them already.
+
+    Raises:
+        StorageError: see `write_atomic`.
+    """
+    path = Path(path)
+    if not (path.is_file() and path.read_bytes() == data):
+        write_atomic(path, data)
+
+
 def fsync_folder(folder: Path | str) -> None:
     """Make the names in `folder` durable (a rename is on disk only after this)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

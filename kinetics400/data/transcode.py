@@ -1,6 +1,7 @@
 """Store a video as a temporal pyramid, verified on the way. In isolated processes: no torch."""
 
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from kinetics400.data.verify import (
     Stream,
     VideoInfo,
     verified_frames,
+    verify_video,
     with_source,
 )
 from kinetics400.errors import StorageError
@@ -27,11 +29,16 @@ from kinetics400.errors import StorageError
 MAX_FPS = 240  # of a stored video; what claims more is a broken header
 # ITU-T H.273 code points: BT.2020 primaries, and the transfer functions of HDR video.
 BT2020, PQ, HLG = 9, 16, 18
-# Turned counterclockwise by so many degrees in the header → filters that turn the pixels.
-TURNS = {
-    90: [("transpose", "cclock")],
-    180: [("hflip", ""), ("vflip", "")],
-    270: [("transpose", "clock")],
+# Turned counterclockwise by so many degrees in the header, and whether mirrored → filters that put
+# the pixels upright.
+TURNS: dict[tuple[int, bool], list[tuple[str, str]]] = {
+    (90, False): [("transpose", "cclock")],
+    (180, False): [("hflip", ""), ("vflip", "")],
+    (270, False): [("transpose", "clock")],
+    (0, True): [("vflip", "")],
+    (90, True): [("transpose", "clock_flip")],
+    (180, True): [("hflip", "")],
+    (270, True): [("transpose", "cclock_flip")],
 }
 
 
@@ -62,7 +69,7 @@ def transcode_video(source: str, target: str, settings: EncodeSettings) -> Video
     `target` holds nothing of use when the source is refused.
 
     Raises:
-        StorageError: the disk is full or failing, or x264 did not write a pyramid.
+        StorageError: the disk is full or failing, or what is there is no pyramid.
     """
 
     def consume(stream: Stream) -> VideoInfo | Refused:
@@ -74,18 +81,36 @@ def transcode_video(source: str, target: str, settings: EncodeSettings) -> Video
         finally:
             encoder.close()
         info = encoder.info()
-        _check_stored(target, info.n_frames, settings)
+        if pyramid_frames(target) != info.n_frames:
+            raise StorageError(f"{target} cannot be read back as it was written")
         return info
 
     return with_source(source, consume)
 
 
-def transcode_as_json(job: tuple[str, str, EncodeSettings]) -> dict[str, Any]:
-    """`transcode_video` for `run_isolated`: the fields of what it returned, or "storage_error"."""
+# Source, target, and how to store; without settings the source is verified and stays as it is.
+Job = tuple[str, str, EncodeSettings | None]
+
+
+def store_as_json(job: Job) -> dict[str, Any]:
+    """Verify, and store unless told otherwise; for `run_isolated`.
+
+    Returns:
+        Fields of `VideoInfo` and "kind" ("pyramid" or "original"), fields of `Refused`, or
+        "storage_error".
+    """
+    source, target, settings = job
     try:
-        return asdict(transcode_video(*job))
+        if settings is None:
+            verdict = verify_video(source)
+        else:
+            verdict = transcode_video(source, target, settings)
     except StorageError as error:
         return {"storage_error": str(error)}
+    if isinstance(verdict, Refused):
+        return asdict(verdict)
+    is_pyramid = settings is not None or pyramid_frames(source) == verdict.n_frames
+    return {**asdict(verdict), "kind": "pyramid" if is_pyramid else "original"}
 
 
 # --- frame rate -----------------------------------------------------------------------------------
@@ -155,7 +180,7 @@ class Encoder:
         self._target = target
         self._settings = settings
         self._output: OutputContainer | None = None
-        self._filter: tuple[tuple[int, int, str], Graph] | None = None
+        self._filter: tuple[tuple[object, ...], Graph] | None = None
 
     def add(self, frame: av.VideoFrame, repeats: int) -> None:
         """Append a frame `repeats` times."""
@@ -219,7 +244,8 @@ class Encoder:
 
     def _converted(self, frame: av.VideoFrame) -> av.VideoFrame:
         """The frame upright, in the stored size and pixel format."""
-        kind = (frame.width, frame.height, frame.format.name)
+        colors = frame.colorspace, frame.color_range
+        kind = (frame.width, frame.height, frame.format.name, *colors)
         if self._filter is None or self._filter[0] != kind:
             self._filter = kind, _graph(frame, self._size)
         frame.time_base = Fraction(1)  # what the graph was told; the encoder sets the times
@@ -234,8 +260,10 @@ def _writing(target: str) -> Iterator[None]:
     try:
         yield
     except (FFmpegError, OSError) as error:
+        if isinstance(error, MemoryError):
+            raise
         reason = error.strerror or type(error).__name__
-        if error.errno in StorageError.ERRNOS:
+        if isinstance(error, OSError):
             raise StorageError(f"{target}: {reason}") from error
         raise Refusal("cannot be encoded", reason) from error
 
@@ -262,34 +290,49 @@ def _graph(frame: av.VideoFrame, size: tuple[int, int]) -> Graph:
         scale += ":out_color_matrix=bt709:out_primaries=bt709:out_transfer=bt709"
     graph = Graph()
     graph.threads = 1
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1)
+    # Not graph.add_buffer: it leaves out the colours, and BT.709 would come out as BT.601.
+    source = graph.add(
+        "buffer",
+        video_size=f"{frame.width}x{frame.height}",
+        pix_fmt=frame.format.name,
+        time_base="1",
+        colorspace=str(int(frame.colorspace)),
+        range=str(int(frame.color_range)),
     )
-    steps = [("scale", scale), ("format", "yuv420p"), *TURNS.get(frame.rotation % 360, [])]
+    turn = frame.rotation % 360, _is_mirrored(frame)
+    steps = [("scale", scale), ("format", "yuv420p"), *TURNS.get(turn, [])]
     nodes = [source, *(graph.add(*step) for step in steps), graph.add("buffersink")]
     graph.link_nodes(*nodes).configure()
     return graph
 
 
-def _check_stored(path: str, n_frames: int, settings: EncodeSettings) -> None:
-    """Hold the packets on disk against the pyramid's pattern.
+def _is_mirrored(frame: av.VideoFrame) -> bool:
+    """Whether the header's matrix (x' = a x + c y, y' = b x + d y) has a negative determinant."""
+    try:
+        matrix = frame.side_data["DISPLAYMATRIX"]  # type: ignore[typeddict-item]
+    except (KeyError, ValueError):  # none, or next to data that PyAV cannot name: a JPEG's EXIF
+        return False
+    a, b, _, c, d = struct.unpack("=5i", memoryview(matrix)[:20])
+    return bool(a * d < b * c)
 
-    Raises:
-        StorageError: something else is there.
-    """
+
+def pyramid_frames(path: str) -> int | None:
+    """Number of frames if a file is a temporal pyramid, packet for packet; None if it is not."""
     try:
         with open_video(path, "mov") as container:
+            interval = pyramid.marked_interval(container.metadata.get("comment", ""))
+            if interval is None or not container.streams.video:
+                return None
             video = container.streams.video[0]
-            assert video.time_base is not None and video.average_rate is not None
+            if video.time_base is None or not video.average_rate:
+                return None
             tick = 1 / (video.time_base * video.average_rate)
             written = [p.pts / tick for p in container.demux(video) if p.pts is not None]
-    except FFmpegError as error:
-        raise StorageError(f"{path} cannot be read back: {error.strerror}") from error
-    interval = settings.keyframe_interval
+    except FFmpegError:
+        return None
     expected = [
         start + number
-        for start in range(0, n_frames, interval)
-        for number in pyramid.decoding_order(min(interval, n_frames - start))
+        for start in range(0, len(written), interval)
+        for number in pyramid.decoding_order(min(interval, len(written) - start))
     ]
-    if written != expected:
-        raise StorageError(f"{path} was not written as a temporal pyramid")
+    return len(written) if written == expected else None

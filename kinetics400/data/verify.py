@@ -4,9 +4,8 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import av
 from av.container import InputContainer
@@ -82,11 +81,6 @@ def verify_video(path: str) -> VideoInfo | Refused:
     return with_source(path, consume)
 
 
-def verify_as_json(path: str) -> dict[str, Any]:
-    """`verify_video` for `run_isolated`: the fields of what it returned."""
-    return asdict(verify_video(path))
-
-
 def with_source(path: str, consume: Callable[[Stream], VideoInfo | Refused]) -> VideoInfo | Refused:
     """Check the file, open it, hand it over; every failure of the source becomes a verdict."""
     try:
@@ -152,7 +146,10 @@ def verified_frames(stream: Stream) -> Iterator[av.VideoFrame]:
             end = max(end, frame.pts + (frame.duration or 0))
         yield frame
     assert stream.video.time_base is not None
-    span = float((end - (first or 0)) * stream.video.time_base)
+    start = first or 0
+    if stream.video.duration is None:  # Matroska's durations count from 0, not from the first frame
+        start = min(start, 0)
+    span = float((end - start) * stream.video.time_base)
     _check_complete(stream, n_frames, span)
 
 

@@ -181,3 +181,12 @@ def test_every_permutation_is_equally_likely() -> None:
     expected = draws / 24
     statistic = sum((count - expected) ** 2 / expected for count in counts.values())
     assert statistic < 23 + 5 * math.sqrt(2 * 23)  # chi-square, 23 degrees of freedom
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, 2**64 - 1])
+@pytest.mark.parametrize(("epoch", "slot"), [(0, 0), (7, 240_435), (3, 2**40)])
+def test_one_key_draws_what_the_tensors_draw(seed: int, epoch: int, slot: int) -> None:
+    key = keys.sample_key(seed, epoch, slot, 2)
+    assert key == keys.combine(seed, epoch, slot, 2) and key.dtype == torch.int64
+    for stream, n in (("clip", 1), ("crop", 40)):
+        assert keys.draws(key, stream, n) == keys.uniform(key, stream, n).tolist()
