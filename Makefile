@@ -9,7 +9,7 @@ PYTHON_BOOTSTRAP ?= python3
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 PYTHON := $(VENV)/bin/python
-EXTRAS := dev,hf
+EXTRAS := dev,hf,bench
 
 # The environment counts as up to date while this file exists. Its name holds a checksum of what
 # was installed from, not a time: a fresh clone beside a shared environment reinstalls nothing.
@@ -54,8 +54,9 @@ format: $(STAMP)  ## format the code and sort imports
 	$(PYTHON) -m ruff check --select I --fix .
 	$(PYTHON) -m ruff format .
 
-docs: $(STAMP)  ## fill the tables of README.md from results/
+docs: $(STAMP)  ## fill the tables of README.md and docs/, draw the figures
 	$(PYTHON) docs/tables.py
+	$(PYTHON) docs/figures.py
 
 clean:  ## remove build products and caches; not the environment, data, weights or results
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

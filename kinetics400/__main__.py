@@ -1,5 +1,6 @@
 """The console command: one table from subcommand to function, and the one place that exits."""
 
+import os
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ COMMANDS = {
     "pretrain": ("kinetics400.commands.pretrain", "pretrain a video model without labels"),
     "train": ("kinetics400.commands.train", "finetune a video classifier and evaluate it"),
     "evaluate": ("kinetics400.commands.evaluate", "evaluate a finetuned model on a split"),
+    "bench": ("kinetics400.commands.bench", "measure against named peers: bench loader"),
     "demo": ("kinetics400.commands.demo", "the whole job on an embedded dataset, on the CPU"),
 }
 
@@ -37,6 +39,9 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; repeat the command to continue", file=sys.stderr)
         return 75
+    except BrokenPipeError:  # `… | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in StorageError.ERRNOS:
             raise

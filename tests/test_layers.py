@@ -21,6 +21,8 @@ PURE = {"data.sampling", "data.keys", "methods.masking", "engine.schedule", "eng
 
 # These run in small isolated processes: no torch, directly or through other modules of ours.
 NO_TORCH = {
+    "bench.store",
+    "bench.videos",
     "data.annotations",
     "data.archive",
     "data.containers",

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kinetics400.config.common import Preset
+
 
 @dataclass(frozen=True)
 class PreprocessConfig:
@@ -25,9 +27,7 @@ class PreprocessConfig:
     """Scale smaller videos up to short_side as well."""
     crf: int = 22
     """x264's constant rate factor, 0 to 51: lower is better and larger."""
-    preset: Literal[
-        "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"
-    ] = "veryfast"
+    preset: Preset = "veryfast"
     """x264's preset: slower ones make smaller files."""
     keyframe_interval: int = 32
     """Frames from one key frame to the next, a multiple of 4: fewer make clips cheaper to start

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from kinetics400.data import keys, sampling
 from kinetics400.data.annotations import VideoTable
-from kinetics400.data.decode import DecodeError, VideoReader
+from kinetics400.data.decode import DecodeError, Scratch, VideoReader
 from kinetics400.data.sampling import Box
 
 # A video that cannot be read is replaced by another one; this many in a row mean that it is not
@@ -69,9 +69,9 @@ def to_square(frames: np.ndarray, size: int, *, antialias: bool) -> Tensor:
 
 
 def resize(images: Tensor, size: tuple[int, int], *, antialias: bool) -> Tensor:
-    """Scale (T, C, H, W) uint8 images bilinearly."""
+    """Scale (T, C, H, W) uint8 images bilinearly; the result has memory of its own."""
     if images.shape[2:] == size:
-        return images
+        return images.clone()
     return F.interpolate(images, size, mode="bilinear", antialias=antialias)
 
 
@@ -113,6 +113,7 @@ class ClipDataset(Dataset[Sample]):
         self.size = size
         self.antialias = antialias
         self.seed = seed
+        self._scratch = Scratch()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -143,7 +144,8 @@ class ClipDataset(Dataset[Sample]):
         with VideoReader(self.table.path(index)) as reader:
             frames = self.sample_frames(len(reader), reader.fps, draws)
             draws = keys.draws(key, "crop", self.num_box_draws)
-            pixels = reader.read(frames, self.sample_box(reader.height, reader.width, draws))
+            box = self.sample_box(reader.height, reader.width, draws)
+            pixels = reader.read(frames, box, scratch=self._scratch)
         return to_square(pixels, self.size, antialias=self.antialias)
 
 
@@ -173,6 +175,7 @@ class ViewDataset(Dataset[VideoViews]):
         self.num_segments = num_segments
         self.num_crops = num_crops
         self.size = size
+        self._scratch = Scratch()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -193,7 +196,7 @@ class ViewDataset(Dataset[VideoViews]):
             ]
             views = sampling.views_of(segments, height, width, self.num_crops)
             used = sorted({frame for view in views for frame in view.frames})
-            frames = reader.read(used)
+            frames = reader.read(used, scratch=self._scratch)
         images = torch.from_numpy(frames).permute(0, 3, 1, 2)
         scaled = resize(images, (height, width), antialias=False).permute(0, 2, 3, 1).numpy()
         position = {frame: place for place, frame in enumerate(used)}

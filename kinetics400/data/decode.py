@@ -3,6 +3,7 @@
 Shapes: T frames, H, W, C channels (RGB).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -25,6 +26,24 @@ from kinetics400.data.sampling import Box
 
 class DecodeError(Exception):
     """A video that cannot be opened, or lacks frames its index promises."""
+
+
+class Scratch:
+    """Memory that is used again and again, for frames that are soon scaled.
+
+    Memory fresh from the system costs as much as scaling does: every page of it is cleared at the
+    first touch.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def array(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An uint8 array of this shape, with anything in it; the array before it is lost."""
+        size = math.prod(shape)
+        if size > len(self._bytes):
+            self._bytes = np.empty(size, np.uint8)
+        return self._bytes[:size].reshape(shape)
 
 
 class VideoReader:
@@ -91,12 +110,19 @@ class VideoReader:
         """Whether the file is a temporal pyramid, so that layers are read by themselves."""
         return self._interval is not None
 
-    def read(self, indices: Sequence[int], box: Box | None = None) -> np.ndarray:
+    def read(
+        self,
+        indices: Sequence[int],
+        box: Box | None = None,
+        *,
+        scratch: "Scratch | None" = None,
+    ) -> np.ndarray:
         """Decode frames by index, in the order given, repeats allowed.
 
         Args:
             indices: T frame numbers in [0, len).
             box: the part of each frame to return; None for all of it.
+            scratch: memory for the result, which the next reading with it overwrites.
 
         Returns:
             (T, H, W, C) uint8, H and W being the box's.
@@ -104,41 +130,41 @@ class VideoReader:
         Raises:
             DecodeError: a frame is missing or damaged, or frames differ in size.
         """
-        frames = self.decode(indices)
-        sizes = {(frame.height, frame.width) for frame in frames.values()}
-        if sizes != {(self.height, self.width)}:
-            raise DecodeError(f"{self._path!r} changes its frame size: {sorted(sizes)}")
         box = box or Box(0, 0, self.height, self.width)
-        out = np.empty((len(indices), box.height, box.width, 3), np.uint8)
-        places: dict[int, int] = {}
-        for place, index in enumerate(indices):
-            if index in places:
-                out[place] = out[places[index]]
+        # All are decoded before the first is converted: taking turns makes both slower (measured).
+        frames = dict(self.frames(indices))
+        shape = (len(indices), box.height, box.width, 3)
+        out = np.empty(shape, np.uint8) if scratch is None else scratch.array(shape)
+        place: dict[int, int] = {}
+        for i, index in enumerate(indices):
+            frame = frames[index]
+            if (frame.height, frame.width) != (self.height, self.width):
+                size = f"{frame.width}×{frame.height} after {self.width}×{self.height}"
+                raise DecodeError(f"{self._path!r} changes its frame size: {size}")
+            if index in place:
+                out[i] = out[place[index]]
             else:
-                out[place] = self._rgb(frames[index], box)
-                places[index] = place
+                out[i] = self._rgb(frame, box)
+                place[index] = i
         return out
 
-    def decode(self, indices: Sequence[int]) -> dict[int, av.VideoFrame]:
-        """Decode frames by index, in the pixel format of the file.
+    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Decode frames by index: each once, with its index, in the pixel format of the file.
 
         Raises:
             DecodeError: a frame is missing or damaged.
         """
-        wanted = set(indices)
-        if not wanted:
+        left = set(indices)
+        if not left:
             raise ValueError("no frames asked for")
-        frames: dict[int, av.VideoFrame] = {}
-        decoded = self._pyramid_frames(wanted) if self._interval else self._frames_from(min(wanted))
+        decoded = self._pyramid_frames(left) if self._interval else self._frames_from(min(left))
         for number, frame in decoded:
-            if number in wanted:
-                frames.setdefault(number, frame)
-            if len(frames) == len(wanted):
-                break
-        if len(frames) < len(wanted):
-            missing = sorted(wanted - frames.keys())
-            raise DecodeError(f"{self._path!r} lacks frames {missing[:5]} of {self._length}")
-        return frames
+            if number in left:
+                left.remove(number)
+                yield number, frame
+            if not left:
+                return
+        raise DecodeError(f"{self._path!r} lacks frames {sorted(left)[:5]} of {self._length}")
 
     def _rgb(self, frame: av.VideoFrame, box: Box) -> np.ndarray:
         """(box.height, box.width, C) of one frame; valid until the frame is gone."""
@@ -238,6 +264,7 @@ class VideoReader:
     def _pyramid_frames(self, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """The wanted frames and those that their layer needs, numbered."""
         assert self._interval is not None
+        wanted = set(wanted)
         layer = pyramid.layer_of(wanted)
         codec = self._stream.codec_context
         # Layer 4 looks at the headers of B frames only; the other layers are sent what they need.

@@ -1,0 +1,185 @@
+"""`kinetics400 bench`: measure this machine. `loader`, what feeding a model costs on one core."""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from kinetics400.bench.loader import FULL, QUICK, bench_loader
+from kinetics400.bench.videos import find_videos
+from kinetics400.config.bench import BenchLoaderConfig
+from kinetics400.config.parse import parse
+from kinetics400.data.pyramid import P_INTERVAL
+from kinetics400.data.storage import write_atomic
+from kinetics400.data.transcode import EncodeSettings
+from kinetics400.errors import InputError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark that the first word names; see kinetics400.__main__ for exit codes."""
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name not in BENCHMARKS:
+        raise InputError(f"there is no benchmark {name!r}\n{usage()}")
+    return BENCHMARKS[name][0](rest)
+
+
+def usage() -> str:
+    """The table of benchmarks."""
+    lines = [f"  {name:<12}{text}" for name, (_, text) in BENCHMARKS.items()]
+    return "\n".join(
+        ["usage: kinetics400 bench NAME [flags]   (NAME --help lists its flags)", "", *lines]
+    )
+
+
+def loader(argv: Sequence[str]) -> int:
+    """`kinetics400 bench loader`."""
+    config = parse(
+        BenchLoaderConfig,
+        argv,
+        prog="kinetics400 bench loader",
+        description="Measure on one core what feeding a model costs: our store against decord, "
+        "torchcodec and PyAV on original videos (install the extra `bench` for the first two).",
+    )
+    measure, encode = config.measure, config.encode
+    _check(config)
+    videos = None if measure.videos is None else find_videos(measure.videos)
+    amount = QUICK if measure.quick else FULL
+    if measure.repeats is not None:
+        parts = ("repeats", "side_repeats", "eval_repeats", "store_repeats")
+        amount = replace(amount, **dict.fromkeys(parts, measure.repeats))
+    with tempfile.TemporaryDirectory(prefix="kinetics400-bench-") as temporary:
+        result = bench_loader(
+            videos,
+            Path(temporary),
+            settings=EncodeSettings(
+                encode.short_side, encode.crf, encode.preset, encode.keyframe_interval
+            ),
+            amount=amount,
+            scaling=measure.scaling,
+            say=lambda text: print(text, file=sys.stderr),
+        )
+    deliver(result, format_table(result), measure.json)
+    return 0
+
+
+def _check(config: BenchLoaderConfig) -> None:
+    repeats, encode = config.measure.repeats, config.encode
+    interval = encode.keyframe_interval
+    rules = {
+        "this benchmark pins itself to a core, which needs Linux": hasattr(os, "sched_setaffinity"),
+        f"--repeats {repeats} must be at least 1": repeats is None or repeats >= 1,
+        f"--short_side {encode.short_side} must be at least 16": encode.short_side >= 16,
+        f"--crf {encode.crf} is not between 0 and 51": 0 <= encode.crf <= 51,
+        f"--keyframe_interval {interval} is not a multiple of {P_INTERVAL}": interval >= P_INTERVAL
+        and interval % P_INTERVAL == 0,
+    }
+    if broken := [rule for rule, holds in rules.items() if not holds]:
+        raise InputError("\n  ".join(broken))
+
+
+def deliver(result: Mapping[str, Any], table: str, target: str | None) -> None:
+    """Print the table, and write the JSON where it was asked for."""
+    text = json.dumps(result, indent=2) + "\n"
+    stream: TextIO = sys.stderr if target == "-" else sys.stdout
+    print(table, file=stream)
+    if target == "-":
+        sys.stdout.write(text)
+    elif target is not None:
+        write_atomic(target, text)
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def format_table(result: Mapping[str, Any]) -> str:
+    """The result for people."""
+    return "\n".join(
+        [
+            *_about(result),
+            "",
+            *_rates(result["contenders"]),
+            "",
+            *_store(result),
+            *_scaling(result["scaling"]),
+            *(f"left out: {path}: {reason}" for path, reason in result["excluded"].items()),
+        ]
+    )
+
+
+def _about(result: Mapping[str, Any]) -> list[str]:
+    machine, versions = result["machine"], result["versions"]
+    present = [f"{name} {version}" for name, version in versions.items() if version]
+    kind = "made" if result["videos_made"] else "given"
+    lines = [
+        f"core {machine['pinned_to']} of {machine['cores']}, {machine['cpu']}",
+        ", ".join(present),
+    ]
+    for video in result["videos"]:
+        seconds = video["num_frames"] / video["fps"]
+        lines.append(
+            f"{kind}: {Path(video['path']).name}, {video['codec']} {video['width']}×"
+            f"{video['height']}, {seconds:.1f} s, {video['fps']:.4g} frames/s, "
+            f"{video['kbit_per_sec']:.0f} kbit/s, keyframes at {_some(video['keyframes'])}"
+        )
+    return lines
+
+
+def _some(numbers: Sequence[int]) -> str:
+    shown = ", ".join(str(number) for number in numbers[:3])
+    return f"{shown} …" if len(numbers) > 3 else shown
+
+
+def _rates(contenders: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [("", "per second and core", "least–most", "to (a)", "of (e)")]
+    for one in contenders:
+        name = f"{one['task']:<9}{one['meaning']}"
+        if one["per_sec"] is None:
+            rows.append((name, f"unavailable: {one['unavailable']}", "", "", ""))
+            continue
+        spread = f"{one['least_per_sec']:.1f}–{one['most_per_sec']:.1f}"
+        to_decord = _or_dash(one["ratio_to_decord"], lambda value: f"{value:.1f} ×")
+        of_floor = _or_dash(one["share_of_floor"], lambda value: f"{100 * value:.0f} %")
+        rows.append((name, f"{one['per_sec']:.1f} {one['unit']}", spread, to_decord, of_floor))
+    return [f"{a:<58}{b:>20}{c:>15}{d:>9}{e:>8}".rstrip() for a, b, c, d, e in rows]
+
+
+def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
+    return "–" if value is None else text(value)
+
+
+def _store(result: Mapping[str, Any]) -> list[str]:
+    psnr = _or_dash(result["psnr_luma_db"], lambda value: f"{value:.2f} dB")
+    share = result["preprocess_share_of_bare_loop"]
+    num_videos, byte_share = len(result["videos"]), 100 * result["store_bytes_ratio"]
+    lines = [
+        f"store of {num_videos} videos: {byte_share:.1f} % of the originals' bytes, luma PSNR "
+        f"{psnr} against the scaled originals (mean over frames, then videos)",
+        f"preprocessing: {result['preprocess_seconds_per_video']:.2f} s per video and core, "
+        f"{100 * share:.0f} % of the throughput of a bare decode–scale–encode loop",
+    ]
+    busy = result["wall_share_of_cpu"]
+    if busy > 1.1:
+        lines.append(
+            f"the core was shared: the clock ran {100 * (busy - 1):.0f} % longer than the CPU's "
+            "time, which is what counts above"
+        )
+    return lines
+
+
+def _scaling(rows: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    return [
+        f"loader with {row['workers']} workers: {row['clips_per_sec']:.1f} pretraining clips/s"
+        for row in rows or ()
+    ]
+
+
+BENCHMARKS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "loader": (loader, "reading clips on one core: our store, decord, torchcodec, PyAV"),
+}

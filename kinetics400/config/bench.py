@@ -1,0 +1,45 @@
+"""Flags of `kinetics400 bench`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kinetics400.config.common import Preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureFlags:
+    """What to measure."""
+
+    videos: Path | None = None
+    """Folder with original videos. Default: Kinetics-like ones are made, 340×256, 10 s."""
+    quick: bool = False
+    """Answer within a minute: fewer videos, clips and repeats."""
+    repeats: int | None = None
+    """How often everything is measured; medians are reported. Default: 5, and 3 with --quick; less
+    for what is slow."""
+    scaling: bool = False
+    """Measure the training loader with 0, 1, 2 … workers as well."""
+    json: str | None = None
+    """File for the result as JSON; - is standard output, the table then goes to standard error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeFlags:
+    """How the videos are stored, as in `preprocess`."""
+
+    short_side: int = 256
+    """Larger videos are scaled down to this short side, pixels."""
+    crf: int = 22
+    """x264's constant rate factor, 0 to 51: lower is better and larger."""
+    preset: Preset = "veryfast"
+    """x264's preset: slower ones make smaller files."""
+    keyframe_interval: int = 32
+    """Frames from one key frame to the next, a multiple of 4."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchLoaderConfig:
+    """All flags of `kinetics400 bench loader`."""
+
+    measure: MeasureFlags = field(default_factory=MeasureFlags)
+    encode: EncodeFlags = field(default_factory=EncodeFlags)

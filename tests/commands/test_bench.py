@@ -1,0 +1,175 @@
+"""`kinetics400 bench`: flags, errors, and what is printed where. What is measured: tests/bench."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kinetics400.bench.loader import FULL, QUICK
+from kinetics400.commands import bench
+from kinetics400.data.transcode import EncodeSettings
+from kinetics400.errors import InputError
+
+
+def contender(task: str, name: str, rate: float | None, **more: Any) -> dict[str, Any]:
+    return {
+        "task": task,
+        "contender": name,
+        "meaning": f"meaning of {name}",
+        "unit": "clips",
+        "per_sec": rate,
+        "least_per_sec": rate and rate - 1,
+        "most_per_sec": rate and rate + 1,
+        "ratio_to_decord": None,
+        "share_of_floor": None,
+        "unavailable": None,
+        **more,
+    }
+
+
+RESULT: dict[str, Any] = {
+    "machine": {"pinned_to": 3, "cores": 8, "cpu": "A processor"},
+    "versions": {"torch": "2.15.0", "decord": None},
+    "videos_made": True,
+    "videos": [
+        {
+            "path": "/tmp/made_0.mp4",
+            "codec": "h264",
+            "width": 340,
+            "height": 256,
+            "fps": 30.0,
+            "num_frames": 300,
+            "kbit_per_sec": 712.3,
+            "keyframes": [0, 250, 260, 270],
+        }
+    ],
+    "contenders": [
+        contender("pretrain", "decord", None, unavailable="decord: not installed"),
+        contender("pretrain", "pyramid", 108.04, ratio_to_decord=10.83, share_of_floor=0.788),
+    ],
+    "scaling": [{"workers": 2, "clips_per_sec": 201.25}],
+    "excluded": {"/tmp/bad.mp4": "truncated"},
+    "store_bytes_ratio": 0.8123,
+    "psnr_luma_db": 38.912,
+    "preprocess_seconds_per_video": 0.704,
+    "preprocess_share_of_bare_loop": 0.931,
+    "wall_share_of_cpu": 1.01,
+}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the benchmark was asked to measure; it answers at once."""
+    asked: dict[str, Any] = {}
+
+    def measure(videos: Any, folder: Path, **options: Any) -> dict[str, Any]:
+        asked.update(options, videos=videos, folder=folder)
+        assert list(folder.iterdir()) == []
+        options["say"]("working")
+        return RESULT
+
+    monkeypatch.setattr(bench, "bench_loader", measure)
+    return asked
+
+
+def test_the_table_goes_to_standard_output_and_progress_does_not(
+    asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main(["loader"]) == 0
+    told = capsys.readouterr()
+    assert told.err == "working\n"
+    for line in (
+        "core 3 of 8, A processor",
+        "torch 2.15.0",
+        "made: made_0.mp4, h264 340×256, 10.0 s, 30 frames/s, 712 kbit/s, keyframes at 0, 250, "
+        "260 …",
+        "loader with 2 workers: 201.2 pretraining clips/s",
+        "left out: /tmp/bad.mp4: truncated",
+    ):
+        assert line in told.out.splitlines()
+    assert "store of 1 videos: 81.2 % of the originals' bytes, luma PSNR 38.91 dB" in told.out
+    assert "0.70 s per video and core, 93 % of the throughput of a bare" in told.out
+    assert "shared" not in told.out
+    (row,) = [line.split() for line in told.out.splitlines() if "meaning of pyramid" in line]
+    assert row[4:] == ["108.0", "clips", "107.0–109.0", "10.8", "×", "79", "%"]
+    (row,) = [line for line in told.out.splitlines() if "meaning of decord" in line]
+    assert row.endswith("unavailable: decord: not installed")
+    assert not asked["folder"].exists()
+
+
+def test_a_shared_core_is_mentioned() -> None:
+    assert "clock ran 25 % longer" in bench.format_table({**RESULT, "wall_share_of_cpu": 1.25})
+
+
+def test_a_psnr_that_nobody_knows_is_a_dash() -> None:
+    assert "luma PSNR – against" in bench.format_table({**RESULT, "psnr_luma_db": None})
+
+
+def test_json_on_standard_output_is_alone_there(
+    asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main(["loader", "--json", "-"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out) == RESULT
+    assert "core 3 of 8, A processor" in told.err
+
+
+def test_json_goes_into_a_file(
+    asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main(["loader", "--json", str(tmp_path / "result.json")]) == 0
+    assert json.loads((tmp_path / "result.json").read_text()) == RESULT
+    assert "core 3 of 8, A processor" in capsys.readouterr().out
+
+
+def test_flags_reach_the_measurement(asked: dict[str, Any], tmp_path: Path) -> None:
+    bench.main(["loader"])
+    assert (asked["videos"], asked["amount"], asked["scaling"]) == (None, FULL, False)
+    assert asked["settings"] == EncodeSettings()
+    (tmp_path / "v.mp4").touch()
+    encode = ["--short_side", "128", "--crf", "30", "--preset", "slow", "--keyframe_interval", "16"]
+    bench.main(["loader", "--quick", "--scaling", "--videos", str(tmp_path), *encode])
+    assert (asked["videos"], asked["scaling"]) == ([str(tmp_path / "v.mp4")], True)
+    assert asked["amount"] == QUICK
+    assert asked["settings"] == EncodeSettings(128, 30, "slow", 16)
+    bench.main(["loader", "--repeats", "7"])
+    amount = asked["amount"]
+    assert {amount.repeats, amount.side_repeats, amount.eval_repeats, amount.store_repeats} == {7}
+    assert amount.num_made == FULL.num_made
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--repeats 0", "--repeats 0 must be at least 1"),
+        ("--crf 52", "--crf 52 is not between 0 and 51"),
+        ("--crf -1", "--crf -1 is not between 0 and 51"),
+        ("--short_side 8", "--short_side 8 must be at least 16"),
+        ("--keyframe_interval 30", "--keyframe_interval 30 is not a multiple of 4"),
+        ("--keyframe_interval 0", "--keyframe_interval 0 is not a multiple of 4"),
+        ("--videos /nowhere", "--videos /nowhere is not a folder"),
+    ],
+)
+def test_bad_flags_are_refused(asked: dict[str, Any], flags: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        bench.main(["loader", *flags.split()])
+    assert caught.value.exit_code == 2
+    assert asked == {}
+
+
+def test_all_bad_flags_are_named_at_once(asked: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"(?s)--repeats.*--crf"):
+        bench.main(["loader", "--crf", "99", "--repeats", "0"])
+
+
+def test_an_unknown_benchmark_is_refused_with_the_choice() -> None:
+    with pytest.raises(InputError, match=r"(?s)no benchmark 'lodaer'.*loader") as caught:
+        bench.main(["lodaer"])
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_lists_the_benchmarks(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(argv) == 0
+    assert "  loader  " in capsys.readouterr().out
