@@ -76,7 +76,7 @@ def _check(config: BenchLoaderConfig) -> None:
         "this benchmark pins itself to a core, which needs Linux": hasattr(os, "sched_setaffinity"),
         f"--repeats {repeats} must be at least 1": repeats is None or repeats >= 1,
         f"--short_side {encode.short_side} must be at least 16": encode.short_side >= 16,
-        f"--crf {encode.crf} is not between 0 and 51": 0 <= encode.crf <= 51,
+        f"--crf {encode.crf} is not between 1 and 51": 1 <= encode.crf <= 51,
         f"--keyframe_interval {interval} is not a multiple of {P_INTERVAL}": interval >= P_INTERVAL
         and interval % P_INTERVAL == 0,
     }

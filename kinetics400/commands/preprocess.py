@@ -102,7 +102,7 @@ def _check(config: PreprocessConfig) -> None:
         f"--short_side {config.short_side} is not between 16 and 4320": 16
         <= config.short_side
         <= 4320,
-        f"--crf {config.crf} is not between 0 and 51": 0 <= config.crf <= 51,
+        f"--crf {config.crf} is not between 1 and 51": 1 <= config.crf <= 51,
         f"--keyframe_interval {interval} is not a multiple of {P_INTERVAL} up to 1024": interval
         % P_INTERVAL
         == 0

@@ -169,7 +169,8 @@ class VideoReader:
     def _rgb(self, frame: av.VideoFrame, box: Box) -> np.ndarray:
         """(box.height, box.width, C) of one frame; valid until the frame is gone."""
         top, left, height, width = box
-        if frame.format.name == "yuv420p" and frame.width % 2 == frame.height % 2 == 0:
+        is_even = frame.width % 2 == frame.height % 2 == 0
+        if frame.format.name == "yuv420p" and is_even and not frame.interlaced_frame:
             # Convert no more than the box needs. Its corner moves to an even place, because two by
             # two pixels share their colour.
             frame = _cropped(frame, top - top % 2, left - left % 2, height + 1, width + 1)

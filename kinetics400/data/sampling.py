@@ -188,7 +188,7 @@ def sparse_segment_frames(
     """Frames of one test clip that takes one frame of each part of the video (ssv2.py).
 
     Two clips take the beginning and the middle of each part, as published; more divide the part
-    likewise; one alone takes its middle (the published validation).
+    likewise; one alone takes its middle (as TSN does).
 
     >>> [sparse_segment_frames(10, 4, segment, 2) for segment in (0, 1)]
     [[0, 2, 5, 7], [1, 3, 6, 8]]

@@ -180,7 +180,7 @@ class Encoder:
         self._target = target
         self._settings = settings
         self._output: OutputContainer | None = None
-        self._filter: tuple[tuple[object, ...], Graph] | None = None
+        self._filter: tuple[tuple[int, int, str], Graph] | None = None
 
     def add(self, frame: av.VideoFrame, repeats: int) -> None:
         """Append a frame `repeats` times."""
@@ -244,8 +244,7 @@ class Encoder:
 
     def _converted(self, frame: av.VideoFrame) -> av.VideoFrame:
         """The frame upright, in the stored size and pixel format."""
-        colors = frame.colorspace, frame.color_range
-        kind = (frame.width, frame.height, frame.format.name, *colors)
+        kind = (frame.width, frame.height, frame.format.name)
         if self._filter is None or self._filter[0] != kind:
             self._filter = kind, _graph(frame, self._size)
         frame.time_base = Fraction(1)  # what the graph was told; the encoder sets the times

@@ -1,8 +1,10 @@
 """Clips and views against a full decode, cut and scaled by other code."""
 
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -10,10 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from kinetics400.data import keys, sampling
 from kinetics400.data.annotations import VideoTable
-from kinetics400.data.dataset import ClipDataset, ViewDataset, crop_resize
+from kinetics400.data.dataset import ClipDataset, ViewDataset, to_square
+from kinetics400.data.decode import VideoReader
 from kinetics400.data.library import open_split
 
 MakeVideo = Callable[..., Path]
@@ -39,7 +43,9 @@ def clips(
     """A pretraining-like dataset whose box is a fixed function of one random number."""
     return ClipDataset(
         table,
-        sample_frames=lambda length, u: sampling.pretraining_frames(length, 4, 3, u),
+        sample_frames=lambda length, fps, u: sampling.pretraining_frames(length, 4, 3, u[0]),
+        num_frame_draws=1,
+        num_frames=4,
         sample_box=lambda height, width, u: sampling.Box(2, int(u[0] * 10), 30, 28),
         num_box_draws=1,
         size=size,
@@ -52,14 +58,14 @@ def as_float(clip: torch.Tensor) -> np.ndarray:
     return clip.numpy().astype(np.float64)
 
 
-# --- crop_resize ----------------------------------------------------------------------------------
+# --- to_square ------------------------------------------------------------------------------------
 
 
-def test_crop_without_scaling_is_the_cut() -> None:
-    frames = noise(48, 64)
-    cut = crop_resize(frames, sampling.Box(5, 9, 20, 20), 20, antialias=True)
-    assert (cut.shape, cut.dtype) == ((3, 2, 20, 20), torch.uint8)
-    np.testing.assert_array_equal(cut.permute(1, 2, 3, 0), frames[:, 5:25, 9:29])
+def test_without_scaling_pixels_stay_as_they_are() -> None:
+    cut = noise(48, 64)[:, 5:25, 9:29]
+    square = to_square(cut, 20, antialias=True)
+    assert (square.shape, square.dtype) == ((3, 2, 20, 20), torch.uint8)
+    np.testing.assert_array_equal(square.permute(1, 2, 3, 0), cut)
 
 
 @pytest.mark.parametrize("box", [(3, 4, 40, 50), (0, 0, 48, 64), (10, 1, 11, 60), (7, 7, 9, 9)])
@@ -68,7 +74,7 @@ def test_without_antialias_equals_bilinear_on_floats(box: tuple[int, int, int, i
     top, left, height, width = box
     frames = noise(48, 64)
     cut = frames[:, top : top + height, left : left + width]
-    got = as_float(crop_resize(frames, sampling.Box(*box), SIZE, antialias=False))
+    got = as_float(to_square(cut, SIZE, antialias=False))
     exact = F.interpolate(
         torch.from_numpy(cut).permute(0, 3, 1, 2).double(),
         (SIZE, SIZE),
@@ -92,10 +98,11 @@ def test_without_antialias_equals_bilinear_on_floats(box: tuple[int, int, int, i
 def test_with_antialias_equals_pil_within_a_level(box: tuple[int, int, int, int]) -> None:
     top, left, height, width = box
     frames = noise(90, 120)
-    got = as_float(crop_resize(frames, sampling.Box(*box), SIZE, antialias=True))
-    for i, frame in enumerate(frames):
-        cut = Image.fromarray(frame[top : top + height, left : left + width])
-        pil = np.asarray(cut.resize((SIZE, SIZE), Image.Resampling.BILINEAR)).astype(float)
+    cut = frames[:, top : top + height, left : left + width]
+    got = as_float(to_square(cut, SIZE, antialias=True))
+    for i, frame in enumerate(cut):
+        image = Image.fromarray(frame)
+        pil = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)).astype(float)
         assert np.abs(got[:, i] - pil.transpose(2, 0, 1)).max() <= 1
 
 
@@ -103,9 +110,8 @@ def test_antialias_matters_when_shrinking() -> None:
     """A fine checkerboard becomes grey; without antialiasing it aliases."""
     board = (np.indices((96, 96)).sum(axis=0) % 2 * 255).astype(np.uint8)
     frames = np.repeat(board[None, :, :, None], 3, axis=3)
-    box = sampling.Box(0, 0, 96, 96)
-    smooth = as_float(crop_resize(frames, box, SIZE, antialias=True))
-    rough = as_float(crop_resize(frames, box, SIZE, antialias=False))
+    smooth = as_float(to_square(frames, SIZE, antialias=True))
+    rough = as_float(to_square(frames, SIZE, antialias=False))
     assert np.abs(smooth - 127.5).max() < 20
     assert np.abs(rough - 127.5).max() > 100
 
@@ -203,11 +209,14 @@ def test_eight_bad_videos_in_a_row_do_not(damaged: VideoTable) -> None:
 # --- test views -----------------------------------------------------------------------------------
 
 
+def _segment_frames(length: int, fps: float, segment: int, num_segments: int) -> list[int]:
+    return sampling.segment_frames(length, 4, 3, segment, num_segments)
+
+
 def views_of(table: VideoTable, *, segments: int, crops: int, size: int = 24) -> ViewDataset:
     return ViewDataset(
         table,
-        num_frames=4,
-        sampling_rate=3,
+        segment_frames=_segment_frames,
         num_segments=segments,
         num_crops=crops,
         size=size,
@@ -255,8 +264,137 @@ def test_a_test_video_that_cannot_be_read_is_reported_not_replaced(
 def test_each_test_video_is_decoded_once_for_all_views(
     library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = []
-    original = av.open
-    monkeypatch.setattr(av, "open", lambda *a, **k: opened.append(a) or original(*a, **k))
+    asked: list[list[int]] = []
+    read = VideoReader.read
+
+    def watched(self: VideoReader, frames: list[int], **arguments: Any) -> np.ndarray:
+        asked.append(frames)
+        return read(self, frames, **arguments)
+
+    monkeypatch.setattr(VideoReader, "read", watched)
     views_of(open_split(library, "val", num_classes=4), segments=5, crops=3)[2]
-    assert len(opened) == 1
+    assert len(asked) == 1
+    assert len(set(asked[0])) == len(asked[0])
+
+
+# --- pyramids and samplers ------------------------------------------------------------------------
+
+
+def test_a_clip_of_a_pyramid_is_the_cut_from_its_full_decode(
+    tmp_path: Path, make_pyramid: MakeVideo
+) -> None:
+    path = make_pyramid(tmp_path / "v.mp4", n_frames=75, height=48, width=64)
+    whole = decode_all(str(path))
+    table = VideoTable.from_rows([(str(path), 0)])
+    for grid in (4, 1):
+        dataset = clips(table)
+        dataset.sample_frames = lambda length, fps, u, grid=grid: sampling.pretraining_frames(
+            length, 4, 4, u[0], grid=grid
+        )
+        starts = set()
+        for slot in range(12):
+            u = keys.uniform(keys.sample_key(0, 0, slot), "clip", 1).item()
+            left = int(keys.uniform(keys.sample_key(0, 0, slot), "crop", 1).item() * 10)
+            frames = sampling.pretraining_frames(75, 4, 4, u, grid=grid)
+            cut = torch.from_numpy(whole[frames][:, 2:32, left : left + 28]).permute(0, 3, 1, 2)
+            expected = F.interpolate(cut, (SIZE, SIZE), mode="bilinear", antialias=True)
+            assert torch.equal(dataset[(0, 0, slot)].clip, expected.transpose(0, 1))
+            starts.add(frames[0] % 4)
+        assert (starts == {0}) == (grid == 4)
+
+
+def test_samplers_get_length_rate_and_as_many_numbers_as_they_ask_for(
+    tmp_path: Path, make_pyramid: MakeVideo
+) -> None:
+    path = make_pyramid(tmp_path / "v.mp4", n_frames=41, fps=25)
+    asked = []
+
+    def frames(length: int, fps: float, u: Sequence[float]) -> list[int]:
+        asked.append((length, fps, list(u)))
+        return [0, 4]
+
+    dataset = clips(VideoTable.from_rows([(str(path), 0)]))
+    dataset.sample_frames, dataset.num_frame_draws = frames, 7
+    assert dataset[(0, 2, 3)].clip.shape[1] == 2
+    expected = keys.uniform(keys.sample_key(0, 2, 3), "clip", 7).tolist()
+    assert asked == [(41, 25.0, expected)]
+
+
+def test_a_clip_stays_when_the_next_one_is_loaded(library: Path) -> None:
+    """Also where nothing was scaled: the memory of its pixels is used again."""
+    dataset = clips(open_split(library, "train", num_classes=4))
+    dataset.sample_box = lambda height, width, u: sampling.Box(0, 0, SIZE, SIZE)
+    first = dataset[(3, 0, 0)].clip
+    copy = first.clone()
+    second = dataset[(4, 0, 1)].clip
+    assert torch.equal(first, copy) and not torch.equal(first, second)
+
+
+def test_views_stay_when_the_next_ones_are_loaded(library: Path) -> None:
+    views = views_of(open_split(library, "val", num_classes=4), segments=2, crops=1, size=48)
+    first = views[3].views
+    assert first is not None
+    copy = first.clone()
+    second = views[4].views
+    assert second is not None
+    assert torch.equal(first, copy) and not torch.equal(first, second)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+VIDEOS = 246_535  # of Kinetics-400
+
+
+def name_of(i: int) -> str:
+    return f"class {i % 400:03}/{i:011}_000{i % 10:03}_000{i % 10 + 10:03}.mp4"
+
+
+class Touched(Dataset[int]):
+    """Item n reads all rows n times in random order and tells what memory that took, in bytes."""
+
+    def __init__(self, row: Callable[[int], tuple[str, int]]) -> None:
+        self.row = row
+        self.order = np.random.default_rng(0).permutation(VIDEOS)
+
+    def __getitem__(self, passes: int) -> int:
+        private_bytes()  # what asking itself costs
+        before = private_bytes()
+        for _ in range(passes):
+            for i in self.order:
+                path, label = self.row(int(i))
+                assert path and label >= 0
+        return private_bytes() - before
+
+
+def growth_in_a_worker(row: Callable[[int], tuple[str, int]], passes: int) -> float:
+    """MiB of private memory that reading all rows costs a loader's worker."""
+    # In one item: what the main process writes meanwhile becomes private in the worker as well.
+    loader = DataLoader(Touched(row), sampler=[0, passes], batch_size=None, num_workers=1)
+    _, growth = loader
+    return growth / 2**20
+
+
+def private_bytes() -> int:
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * sum(int(size) for size in re.findall(r"Private_\w+: +(\d+) kB", text))
+
+
+def test_touching_all_videos_costs_a_worker_no_memory() -> None:
+    table = VideoTable.from_rows(((name_of(i), i % 400) for i in range(VIDEOS)), "/data/videos")
+
+    def row(i: int) -> tuple[str, int]:
+        return table.path(i), table.label(i)
+
+    assert row(7) == ("/data/videos/" + name_of(7), 7)
+    assert growth_in_a_worker(row, passes=3) <= 1
+
+
+def test_a_list_of_tuples_would_cost_each_worker_a_copy() -> None:
+    """The control: reading an object counts a reference, and its page is copied."""
+    rows = [("/data/videos/" + name_of(i), i % 400) for i in range(VIDEOS)]
+
+    def row(i: int) -> tuple[str, int]:
+        path, label = rows[i]
+        return path, label
+
+    assert growth_in_a_worker(row, passes=1) > 30

@@ -3,6 +3,7 @@
 import gc
 import signal
 from collections import Counter
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,8 @@ def dataset(library: Path) -> ClipDataset:
     return ClipDataset(
         open_split(library, "train", num_classes=4),
         sample_frames=_frames,
+        num_frame_draws=1,
+        num_frames=4,
         sample_box=_box,
         num_box_draws=2,
         size=32,
@@ -110,8 +113,17 @@ def dataset(library: Path) -> ClipDataset:
     )
 
 
-def _frames(length: int, u: float) -> list[int]:
-    return sampling.pretraining_frames(length, 4, 2, u)
+def _frames(length: int, fps: float, u: Sequence[float]) -> list[int]:
+    return sampling.pretraining_frames(length, 4, 2, u[0])
+
+
+def _segments(length: int, fps: float, segment: int, num_segments: int) -> list[int]:
+    return sampling.segment_frames(length, 2, 2, segment, num_segments)
+
+
+def views(library: Path) -> ViewDataset:
+    table = open_split(library, "val", num_classes=4)
+    return ViewDataset(table, segment_frames=_segments, num_segments=1, num_crops=1, size=16)
 
 
 def _box(height: int, width: int, u: list[float]) -> sampling.Box:
@@ -164,6 +176,13 @@ def test_two_ranks_load_the_clips_of_one(library: Path, plain: list[Batch]) -> N
         )
 
 
+def test_a_batch_is_its_samples_one_after_the_other(library: Path, plain: list[Batch]) -> None:
+    """Pixels lie in memory as they were decoded; the batch's axes are the samples' own."""
+    samples = [dataset(library)[item] for item in items(Layout(batch_size=8), 24, range(1))[0]]
+    assert torch.equal(plain[0].clips, torch.stack([sample.clip for sample in samples]))
+    assert torch.equal(plain[0].keys, torch.stack([sample.key for sample in samples]))
+
+
 def test_labels_belong_to_their_clips(library: Path, plain: list[Batch]) -> None:
     order = items(Layout(batch_size=8), 24, range(1))[0]
     assert plain[0].labels.tolist() == [video % 4 for video, _, _ in order]
@@ -177,9 +196,9 @@ def test_a_worker_leaves_the_garbage_of_its_parent_alone(library: Path) -> None:
     cycle: list[Any] = [container, next(container.decode(video=0))]
     cycle.append(cycle)
 
-    def frames(length: int, u: float) -> list[int]:
+    def frames(length: int, fps: float, u: Sequence[float]) -> list[int]:
         gc.collect()  # in the worker
-        return _frames(length, u)
+        return _frames(length, fps, u)
 
     def give_up(signal_number: int, frame: Any) -> None:
         raise TimeoutError("the worker hangs")
@@ -208,19 +227,15 @@ def test_loading_leaves_the_global_generator_alone(library: Path, workers: int) 
     before = torch.get_rng_state()
     load(library, Layout(batch_size=4), stop=1, workers=workers)
     assert torch.equal(torch.get_rng_state(), before)
-    table = open_split(library, "val", num_classes=4)
-    views = ViewDataset(table, num_frames=2, sampling_rate=2, num_segments=1, num_crops=1, size=16)
-    assert len(list(view_loader(views, rank=0, world_size=2, num_workers=workers))) == 4
+    assert len(list(view_loader(views(library), rank=0, world_size=2, num_workers=workers))) == 4
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8, 9])
 def test_ranks_share_a_test_without_overlap(library: Path, world_size: int) -> None:
-    table = open_split(library, "val", num_classes=4)
-    views = ViewDataset(table, num_frames=2, sampling_rate=2, num_segments=1, num_crops=1, size=16)
     seen = [
         video.index
         for rank in range(world_size)
-        for video in view_loader(views, rank=rank, world_size=world_size, num_workers=0)
+        for video in view_loader(views(library), rank=rank, world_size=world_size, num_workers=0)
     ]
     assert sorted(seen) == list(range(8))

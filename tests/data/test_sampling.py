@@ -22,6 +22,11 @@ from kinetics400.data.sampling import (
     random_resized_box,
     segment_frames,
     short_side_size,
+    snap,
+    sparse_frames,
+    sparse_segment_frames,
+    timed_frames,
+    timed_segment_frames,
     views_of,
 )
 
@@ -49,15 +54,17 @@ def equally_likely(counts: Collection[int]) -> bool:
 @pytest.mark.parametrize("case", range(len(GOLDEN)))
 def test_every_golden_view(case: int) -> None:
     facts = GOLDEN[case]
-    views = views_of(
-        facts["num_frames"],
-        facts["height"],
-        facts["width"],
-        num_frames=facts["clip_len"],
-        sampling_rate=facts["sampling_rate"],
-        num_segments=facts["num_segments"],
-        num_crops=facts["num_crops"],
-    )
+    segments = [
+        segment_frames(
+            facts["num_frames"],
+            facts["clip_len"],
+            facts["sampling_rate"],
+            segment,
+            facts["num_segments"],
+        )
+        for segment in range(facts["num_segments"])
+    ]
+    views = views_of(segments, facts["height"], facts["width"], facts["num_crops"])
     ours = [
         {
             "segment": view.segment,
@@ -83,7 +90,7 @@ def test_one_segment_and_one_crop_are_the_centre() -> None:
     assert segment_frames(250, 16, 4, 0, 1) == list(range(23 * 4, 23 * 4 + 64, 4))
     assert crop_box(224, 300, 224, 0, 1) == Box(0, 38, 224, 224)
     assert crop_box(401, 224, 224, 0, 1) == Box(88, 0, 224, 224)
-    views = views_of(250, 224, 300, num_frames=16, sampling_rate=4, num_segments=1, num_crops=1)
+    views = views_of([segment_frames(250, 16, 4, 0, 1)], 224, 300, 1)
     assert [(v.segment, v.crop, v.box.left, v.frames[0]) for v in views] == [(0, 0, 38, 92)]
 
 
@@ -168,6 +175,221 @@ def test_clip_starts_are_uniform() -> None:
     for sample, choices in ((pretraining_frames, 37), (finetuning_frames, 36)):
         starts = Counter(sample(length, 16, 4, float(value))[0] for value in u)
         assert set(starts) == set(range(choices)) and equally_likely(starts.values())
+
+
+# --- grids ----------------------------------------------------------------------------------------
+
+ALL_LENGTHS = range(1, 301)
+
+
+def test_starts_on_a_grid_are_all_its_multiples_equally_often() -> None:
+    length, stride, n = 203, 4, 8  # 172 is the last start, 171 frames lie before it
+    u = draws(20_000, 1, "clip")[:, 0]
+    for grid, starts in ((4, range(0, 172, 4)), (2, range(0, 172, 2))):
+        found = Counter(
+            pretraining_frames(length, n, stride, float(value), grid=grid)[0] for value in u
+        )
+        assert set(found) == set(starts) and equally_likely(found.values())
+
+
+@pytest.mark.parametrize(("stride", "grid"), [(4, 4), (4, 2), (2, 2), (8, 4), (6, 2)])
+def test_pretraining_clips_on_a_grid_keep_stride_and_grid(stride: int, grid: int) -> None:
+    for length in ALL_LENGTHS:
+        for u in (0.0, 0.3, 0.77, ALMOST_ONE):
+            frames = pretraining_frames(length, 8, stride, u, grid=grid)
+            assert len(frames) == 8 and frames[0] >= 0 and frames[-1] < length
+            assert all(frame % grid == 0 for frame in frames)
+            if length >= 8 * stride:
+                assert set(np.diff(frames)) == {stride}
+            else:  # as published
+                assert frames == pretraining_frames(length, 8, stride, u)
+        if length >= 8 * stride:  # the last start that fits
+            assert frames[0] == (length - 8 * stride) // grid * grid
+
+
+def nearest_on(grid: int, frame: int, length: int) -> int:
+    """By trying them all; of two as near the later, except beyond the end."""
+    return min(range(0, length, grid), key=lambda on: (abs(on - frame), -on))
+
+
+@pytest.mark.parametrize("grid", [1, 2, 4])
+def test_finetuning_frames_move_to_the_nearest_on_the_grid(grid: int) -> None:
+    for length in ALL_LENGTHS:
+        for u in (0.0, 0.5, ALMOST_ONE):
+            exact = finetuning_frames(length, 16, 4, u)
+            frames = finetuning_frames(length, 16, 4, u, grid=grid)
+            assert frames == [nearest_on(grid, frame, length) for frame in exact], length
+
+
+@pytest.mark.parametrize("grid", [1, 2, 4])
+def test_snapping_moves_a_frame_to_the_nearest_on_the_grid(grid: int) -> None:
+    for length in range(1, 40):
+        frames = list(range(length))
+        assert snap(frames, length, grid) == [nearest_on(grid, f, length) for f in frames]
+
+
+# --- clips of the same duration -------------------------------------------------------------------
+
+
+def slowfast_frames(length: int, span: float, start: float, num_frames: int) -> list[float]:
+    """`temporal_sampling` before its truncation: an even spread from the first to the last."""
+    return np.clip(np.linspace(start, start + span - 1, num_frames), 0, length - 1).tolist()
+
+
+def rounded_down(frames: list[int], places: list[float]) -> bool:
+    """A place within a billionth of a whole number may fall on either side of it."""
+    return len(frames) == len(places) and all(
+        frame in {math.floor(place - 1e-9), math.floor(place + 1e-9)}
+        for frame, place in zip(frames, places, strict=True)
+    )
+
+
+@pytest.mark.parametrize("fps", [8.0, 15.0, 24.0, 25.0, 30000 / 1001, 30.0, 50.0, 60.0])
+@pytest.mark.parametrize("target_fps", [15.0, 30.0])
+def test_timed_frames_spread_over_the_clips_duration(fps: float, target_fps: float) -> None:
+    span = 16 * 4 * fps / target_fps
+    for length in [*range(1, 140), 250, 300, 301]:
+        for u in (0.0, 0.123, 0.5, 0.987, ALMOST_ONE):
+            frames = timed_frames(length, fps, 16, 4, target_fps, u)
+            exact = slowfast_frames(length, span, u * max(length - span, 0), 16)
+            assert rounded_down(frames, exact), length
+            assert frames[0] >= 0 and frames[-1] < length
+
+
+def test_timed_clips_last_as_long_at_any_rate() -> None:
+    """64 frames of 30 per second are 2.1 s: 51 of 24 per second, 128 of 60."""
+    for fps, frames in ((24, 51.2), (30, 64.0), (60, 128.0)):
+        clip = timed_frames(1000, fps, 16, 4, 30, 0.0)
+        assert clip[0] == 0 and clip[-1] == int(frames - 1)
+
+
+def test_timed_frames_of_an_unknown_rate_are_those_of_the_targets() -> None:
+    for u in (0.0, 0.4, ALMOST_ONE):
+        assert timed_frames(200, 0.0, 16, 4, 25, u) == timed_frames(200, 25.0, 16, 4, 25, u)
+
+
+def test_timed_frames_of_one_frame() -> None:
+    assert timed_frames(200, 30.0, 1, 4, 30, 0.5) == [98]  # 196 frames are free
+
+
+@pytest.mark.parametrize("grid", [2, 4])
+def test_timed_frames_move_to_the_nearest_on_the_grid(grid: int) -> None:
+    for length in ALL_LENGTHS:
+        for u in (0.0, 0.6, ALMOST_ONE):
+            exact = timed_frames(length, 25.0, 16, 4, 30, u)
+            frames = timed_frames(length, 25.0, 16, 4, 30, u, grid=grid)
+            assert frames == [nearest_on(grid, frame, length) for frame in exact], length
+
+
+def test_timed_starts_are_uniform() -> None:
+    u = draws(20_000, 1, "clip")[:, 0]
+    starts = Counter(timed_frames(104, 30.0, 16, 4, 30, float(value))[0] for value in u)
+    assert set(starts) == set(range(40)) and equally_likely(starts.values())
+
+
+def test_timed_segments_begin_evenly_spread() -> None:
+    for length in ALL_LENGTHS:
+        span = 64 * 25 / 30
+        free = max(length - span, 0.0)
+        for num_segments in (2, 5):
+            starts = np.linspace(0, free, num_segments)
+            for segment, start in enumerate(starts):
+                frames = timed_segment_frames(length, 25.0, 16, 4, 30, segment, num_segments)
+                exact = slowfast_frames(length, span, start, 16)
+                assert rounded_down(frames, exact), length
+        centre = timed_segment_frames(length, 25.0, 16, 4, 30, 0, 1)
+        exact = slowfast_frames(length, span, free / 2, 16)
+        assert rounded_down(centre, exact), length
+
+
+# --- one frame of each part -----------------------------------------------------------------------
+
+
+def published_sparse_frames(length: int, offsets: list[int]) -> list[int]:
+    """ssv2.py, training: `offsets` are what it draws below the length of a part."""
+    average_duration = length // 16
+    if average_duration > 0:
+        return (np.multiply(list(range(16)), average_duration) + np.array(offsets)).tolist()
+    return np.zeros(16, int).tolist()
+
+
+def published_sparse_test_frames(length: int, chunk: int) -> list[int]:
+    """ssv2.py, test: the middles and the beginnings of all parts, sorted; each clip takes half."""
+    tick = length / 16.0
+    indices = [int(tick / 2.0 + tick * x) for x in range(16)] + [int(tick * x) for x in range(16)]
+    return np.sort(np.array(indices))[chunk::2].tolist()
+
+
+def test_sparse_frames_for_every_length_and_offset() -> None:
+    rng = np.random.default_rng(0)
+    for length in ALL_LENGTHS:
+        part = length // 16
+        for _ in range(5):
+            offsets = rng.integers(0, max(part, 1), 16).tolist()
+            u = [(offset + 0.5) / max(part, 1) for offset in offsets]
+            assert sparse_frames(length, 16, u) == published_sparse_frames(length, offsets), length
+        for u, offset in ((0.0, 0), (ALMOST_ONE, part - 1)):
+            frames = sparse_frames(length, 16, [u] * 16)
+            assert frames == published_sparse_frames(length, [offset] * 16), length
+            assert frames[0] >= 0 and frames[-1] < length
+
+
+def test_each_frame_of_a_part_is_equally_likely() -> None:
+    found = [sparse_frames(83, 4, u) for u in draws(10_000, 4, "clip").tolist()]
+    for part in range(4):
+        counts = Counter(frames[part] for frames in found)
+        assert set(counts) == set(range(20 * part, 20 * part + 20))
+        assert equally_likely(counts.values())
+
+
+def test_sparse_segments_for_every_length() -> None:
+    for length in ALL_LENGTHS:
+        for segment in (0, 1):
+            frames = sparse_segment_frames(length, 16, segment, 2)
+            assert frames == published_sparse_test_frames(length, segment), length
+
+
+def test_sparse_segments_divide_each_part() -> None:
+    """One alone takes the middles; of three the second begins a third of a part later."""
+    assert sparse_segment_frames(60, 3, 0, 1) == [10, 30, 50]
+    found = [sparse_segment_frames(90, 3, segment, 3) for segment in range(3)]
+    assert found == [[0, 30, 60], [10, 40, 70], [20, 50, 80]]
+
+
+# --- all samplers ---------------------------------------------------------------------------------
+
+
+def test_every_frame_of_every_sampler_is_in_the_video() -> None:
+    for length in ALL_LENGTHS:
+        clips = []
+        for u in (0.0, 0.5, ALMOST_ONE):
+            for grid in (1, 2, 4):
+                clips.append(pretraining_frames(length, 16, 4, u, grid=grid))
+                clips.append(finetuning_frames(length, 16, 4, u, grid=grid))
+                clips.append(timed_frames(length, 24.0, 16, 4, 30, u, grid=grid))
+            clips.append(sparse_frames(length, 16, [u] * 16))
+        for num_segments in (1, 2, 5):
+            for segment in range(num_segments):
+                clips.append(segment_frames(length, 16, 4, segment, num_segments))
+                clips.append(timed_segment_frames(length, 24.0, 16, 4, 30, segment, num_segments))
+                clips.append(sparse_segment_frames(length, 16, segment, num_segments))
+        for clip in clips:
+            assert len(clip) == 16 and all(type(frame) is int for frame in clip)
+            assert min(clip) >= 0 and max(clip) < length
+            assert clip == sorted(clip)
+
+
+@pytest.mark.parametrize("num_segments", [2, 3, 5, 10])
+def test_segments_for_every_length(num_segments: int) -> None:
+    """The whole video every 4 frames, padded with its last; starts spread, rounded down."""
+    for length in ALL_LENGTHS:
+        strided = np.arange(0, length, 4)
+        strided = np.pad(strided, (0, max(0, 16 - len(strided))), mode="edge")
+        step = max((len(strided) - 16) / (num_segments - 1), 0)
+        for segment in range(num_segments):
+            start = int(segment * step)
+            expected = strided[start : start + 16].tolist()
+            assert segment_frames(length, 16, 4, segment, num_segments) == expected
 
 
 # --- pretraining boxes ----------------------------------------------------------------------------
