@@ -146,10 +146,11 @@ def bench_loader(
         "wall_share_of_cpu": sum(r.seconds for r in rows) / sum(r.cpu_seconds for r in rows),
         "contenders": [summary((c.task, c.name), rates, rows, unavailable) for c in contenders],
         "scaling": workers,
-        "excluded": excluded,
+        "excluded": {Path(path).name: reason for path, reason in excluded.items()},
         "videos": [
             {
                 **asdict(facts := describe(path)),
+                "path": Path(path).name,  # results get published
                 "kbit_per_sec": facts.kbit_per_sec,
                 "psnr_luma_db": decibels,
                 "store_bytes": os.path.getsize(stored),

@@ -30,7 +30,7 @@ class EncodeFlags:
     short_side: int = 256
     """Larger videos are scaled down to this short side, pixels."""
     crf: int = 22
-    """x264's constant rate factor, 1 to 51: lower is better and larger (0, lossless, has no layers)."""
+    """x264's constant rate factor, 1 to 51: lower is better and larger. (0 has no layers.)"""
     preset: Preset = "veryfast"
     """x264's preset: slower ones make smaller files."""
     keyframe_interval: int = 32

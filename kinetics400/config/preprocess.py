@@ -26,7 +26,7 @@ class PreprocessConfig:
     enlarge: bool = False
     """Scale smaller videos up to short_side as well."""
     crf: int = 22
-    """x264's constant rate factor, 1 to 51: lower is better and larger (0, lossless, has no layers)."""
+    """x264's constant rate factor, 1 to 51: lower is better and larger. (0 has no layers.)"""
     preset: Preset = "veryfast"
     """x264's preset: slower ones make smaller files."""
     keyframe_interval: int = 32
