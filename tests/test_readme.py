@@ -1,4 +1,4 @@
-"""The README is true: its commands parse, its tables are generated, its links lead somewhere."""
+"""The pages are true: their commands parse, their tables are generated, their links lead on."""
 
 import re
 import runpy
@@ -12,9 +12,11 @@ from kinetics400.config.finetuning import TrainConfig
 from kinetics400.config.parse import parse
 from kinetics400.config.preprocess import PreprocessConfig
 from kinetics400.config.pretraining import PretrainConfig
+from kinetics400.data.manifest import Manifest, manifest_path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DATA_PAGE = (ROOT / "docs/data.md").read_text(encoding="utf-8")
 CONFIGS = {
     "python -m data.preprocess": PreprocessConfig,
     "python -m train": TrainConfig,
@@ -23,14 +25,14 @@ CONFIGS = {
 }
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
+def commands(page: str) -> list[str]:
+    blocks = re.findall(r"```\n(.*?)```", page, flags=re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     return [line.split("#")[0].strip() for line in lines if line.startswith(tuple(CONFIGS))]
 
 
-@pytest.mark.parametrize("command", commands())
-def test_readme_commands_parse(command: str) -> None:
+@pytest.mark.parametrize("command", commands(README) + commands(DATA_PAGE))
+def test_commands_parse(command: str) -> None:
     prefix = next(prefix for prefix in CONFIGS if command.startswith(prefix))
     config = parse(
         CONFIGS[prefix], shlex.split(command)[len(prefix.split()) :], prog="", description=""
@@ -39,7 +41,9 @@ def test_readme_commands_parse(command: str) -> None:
 
 
 def test_readme_shows_every_command() -> None:
-    shown = {prefix for prefix in CONFIGS for command in commands() if command.startswith(prefix)}
+    shown = {
+        prefix for prefix in CONFIGS for command in commands(README) if command.startswith(prefix)
+    }
     assert shown == set(CONFIGS)
 
 
@@ -64,10 +68,27 @@ def test_readme_promises_word_for_word(promised: str) -> None:
     assert re.search(rf"^{re.escape(promised)}( +#.*)?$", README, flags=re.MULTILINE)
 
 
-def test_readme_tables_come_from_results() -> None:
+def test_tables_come_from_results() -> None:
     tables = runpy.run_path(str(ROOT / "docs/tables.py"))
-    assert tables["filled"](README) == README, "run `make docs`"
-    assert "78.64" in tables["inherited"]()
+    for name in tables["PAGES"]:
+        page = (ROOT / name).read_text(encoding="utf-8")
+        assert tables["filled"](page) == page, f"run `make docs`: {name}"
+    assert "78.64" in tables["inherited"]() and "decord" in tables["loader"]()
+    blocks = re.findall(r"<!-- (\w+) -->", README + DATA_PAGE)
+    assert sorted(blocks) == sorted(tables["TABLES"])
+
+
+def test_python_on_the_data_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"path": "a b.mp4", "source": "a b.mp4", "n_frames": 300, "fps": 30.0, "width": 340}
+    row |= {"height": 256, "n_bytes": 10**6, "sha256": "00" * 32, "kind": "pyramid"}
+    file = manifest_path(tmp_path / "data/Kinetics-400", "val")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(Manifest.from_rows([row], [7]).to_bytes())
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    for code in re.findall(r"```python\n(.*?)```", DATA_PAGE, re.DOTALL):
+        exec(code, {"print": lambda *values: shown.append(values)})
+    assert shown == [(300, 10**6), ("a b.mp4", 7, 300, 30.0)]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import av
 
 from kinetics400.bench.contenders import (
     AUGMENTED,
+    DECODING,
     DECORD,
     FINETUNE,
     FLOOR,
@@ -61,6 +62,7 @@ def headline(rates: Mapping[Key, float]) -> dict[str, float | None]:
     augmented = ratio(rates, (FINETUNE, AUGMENTED), (FINETUNE, DECORD))
     found["ratio_finetune_augmented"] = augmented
     found["share_of_floor"] = ratio(rates, (PRETRAIN, PYRAMID), (PRETRAIN, FLOOR))
+    found["share_of_own_decoding"] = ratio(rates, (PRETRAIN, PYRAMID), (PRETRAIN, DECODING))
     return found
 
 

@@ -1,5 +1,6 @@
 """The end of `preprocess`: quarantine, manifests, lists, marker. Each step may be repeated."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,9 +61,9 @@ def finish(
     keeper.publish_lists(finals)
 
     splits = {split: _summary(rows, tables[split], lists, intake) for split, rows in usable.items()}
-    archives = keeper.read("archives.json")
+    archives = keeper.read("archives.json").get("done", [])
     done = {
-        "archives": archives.get("done", []),
+        "archives": [archive["parts"] for archive in archives],
         "settings": intake.description,
         "lists": {split: digest(data) for split, data in finals.items()},
         "listed": {split: counts.listed for split, counts in splits.items()},
@@ -76,7 +77,7 @@ def finish(
         store=intake.kind,
         splits=splits,
         quarantined=bad,
-        ignored=archives.get("ignored", {}),
+        ignored=sum((Counter(archive["ignored"]) for archive in archives), Counter()),
         originals=keeper.originals if keeper.originals.is_dir() else None,
         already_done=already_done,
     )

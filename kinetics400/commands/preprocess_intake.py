@@ -2,17 +2,18 @@
 
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from kinetics400.commands.preprocess_lists import Lists
 from kinetics400.commands.progress import ProgressMeter
 from kinetics400.data.annotations import VideoTable
 from kinetics400.data.archive import Contents
-from kinetics400.data.intake import Intake
+from kinetics400.data.intake import Intake, stored_name
 from kinetics400.data.library import SPLITS, video_files, videos_name
+from kinetics400.data.pyramid import is_marked
 from kinetics400.data.shelf import Shelf
 from kinetics400.data.sources import ArchiveUnit, Cvdf, Folder, Original, spooled
 from kinetics400.errors import InputError, StorageError
@@ -26,32 +27,48 @@ DISK_MARGIN = 64 << 20
 def take_archives(source: ArchiveUnit | Cvdf, lists: Lists, intake: Intake) -> None:
     """Store the videos of all archives that no earlier run has read to their end."""
     keeper = intake.keeper
-    known = keeper.read("archives.json")
-    if known.get("settings") != intake.description:
-        known = {"settings": intake.description, "done": [], "ignored": {}}
     if isinstance(source, Cvdf):
         lists.look_beside(source)
+        lists.look_in_library()
+        lists.check_complete()  # no archive here brings a list
         units = source.units(lists.listed())
     else:
         units = [source]
-    todo = [unit for unit in units if unit.identity() not in known["done"]]
-    stored = sum(
-        (folder / name).stat().st_size
-        for folder in (keeper.library / videos_name(split) for split in SPLITS)
-        for name in video_files(folder)
-    )
-    _check_disk(keeper.library, sum(unit.n_bytes for unit in todo), intake.kind, stored)
+    done = _archives_done(units, intake)
+    todo = [unit for unit in units if unit.identity() not in [known["parts"] for known in done]]
+    if todo:
+        _check_disk(
+            keeper.library, sum(u.n_bytes for u in units), intake.kind, intake.stored_bytes()
+        )
     taken: set[tuple[str, str]] = set()
-    for number, unit in enumerate(todo, 1):
-        contents = Contents(ignored=Counter(known["ignored"]))
-        what = "storing" if len(todo) == 1 else f"storing {number} of {len(todo)}"
+    given = intake.names_by_archive() if todo else {}
+    for unit in units:
+        if unit not in todo:
+            taken |= given.get(unit.name, set())
+            continue
+        contents = Contents()
+        what = "storing"
+        if len(todo) > 1:
+            what += f" {todo.index(unit) + 1} of {len(todo)}"
         with ProgressMeter(what, unit.n_bytes, "bytes") as meter:
             taken |= _take_unit(unit, contents, taken, lists, intake, meter.update)
         keeper.store_archive_lists(contents.lists)
-        known["done"].append(unit.identity())
-        known["ignored"] = dict(contents.ignored)
-        keeper.write("archives.json", known)
+        done.append({"parts": unit.identity(), "ignored": dict(contents.ignored)})
+        keeper.write("archives.json", {"settings": intake.description, "done": done})
     lists.look_in_library()
+
+
+def _archives_done(units: list[ArchiveUnit], intake: Intake) -> list[dict[str, Any]]:
+    """What is known of those archives that need not be read again."""
+    known = intake.keeper.read("archives.json")
+    if not known:
+        return []
+    if known["settings"] != intake.description or intake.is_missing_any():
+        # At once: if this run is killed, a run with the old settings has work to do as well.
+        intake.keeper.write("archives.json", {"settings": intake.description, "done": []})
+        return []
+    identities = [unit.identity() for unit in units]
+    return [archive for archive in known["done"] if archive["parts"] in identities]
 
 
 def _take_unit(
@@ -98,6 +115,7 @@ def take_folder(source: Folder, lists: Lists, intake: Intake) -> dict[str, Video
     keeper = intake.keeper
     in_place = source.root.resolve() == keeper.library.resolve()
     if in_place:
+        source = Folder(keeper.library)  # however it was spelled
         lists.look_in_library()
         files = {split: intake.known_names(split) for split in SPLITS}
     else:
@@ -109,7 +127,9 @@ def take_folder(source: Folder, lists: Lists, intake: Intake) -> dict[str, Video
         _refuse_links(source)
     todo = list(_unfinished(source, tables, intake, in_place=in_place))
     if intake.settings is not None:
-        _check_disk(keeper.library, sum(original.n_bytes for original in todo), intake.kind)
+        _refuse_collisions(tables)
+        there = intake.stored_bytes((original.split, original.name) for original in todo)
+        _check_disk(keeper.library, sum(original.n_bytes for original in todo), intake.kind, there)
     if todo:
         what = "verifying" if intake.settings is None else "storing"
         with (
@@ -128,23 +148,19 @@ def _unfinished(
     source: Folder, tables: dict[str, VideoTable], intake: Intake, *, in_place: bool
 ) -> Iterator[Original]:
     """The listed videos that are there and that no earlier run has dealt with."""
-    keeper = intake.keeper
     for split, table in tables.items():
-        root = source.split_root(split)
-        places = _relative([name for name, _ in table.rows() if os.path.isabs(name)])
+        places = _relative(table)
         for i in range(len(table)):
             name = table.name(i)
-            aside = keeper.aside_path(split, name)
-            if in_place and aside.exists():
-                path = aside
-            elif in_place and intake.is_done_without_source(split, name):
-                continue
-            else:
-                path = root / name
+            path: Path | None = source.split_root(split) / name
+            if in_place:
+                path = _original_in_library(source, split, name, intake)
             try:
-                status = path.stat()
+                status = path.stat() if path else None
             except OSError:
-                continue  # no row in the journal: absent
+                status = None
+            if status is None:
+                continue  # without a row in the journal it is absent
             original = Original(
                 split,
                 name,
@@ -158,12 +174,47 @@ def _unfinished(
                 yield original
 
 
-def _relative(names: list[str]) -> dict[str, str]:
-    """Absolute paths → the same below the folder that they share."""
+def _original_in_library(source: Folder, split: str, name: str, intake: Intake) -> Path | None:
+    """Where a listed original is: in its place, or aside if its pyramid has taken that.
+
+    None if there is none, or a pyramid that is as it should be.
+    """
+    # The first pyramid makes videos_<split>; originals that lay beside the lists are there still.
+    places = [source.root / folder / name for folder in (videos_name(split), split, "")]
+    visible = next((path for path in places if path.is_file()), None)
+    if intake.settings is None:
+        return visible
+    aside = intake.keeper.aside_path(split, name)
+    original = aside if aside.exists() else None
+    if visible is None:
+        return original
+    if intake.is_our_pyramid(split, name, visible):
+        return original or (None if intake.is_done_without_source(split, name) else visible)
+    # Both: a kill came before the journal, or the user has put a better original there.
+    return original if original and is_marked(str(visible)) else visible
+
+
+def _relative(table: VideoTable) -> dict[str, str]:
+    """A list's absolute paths → the same below the folder that they share."""
+    names = [name for name, _ in table.rows() if os.path.isabs(name)]
     if not names:
         return {}
     shared = os.path.commonpath([os.path.dirname(name) for name in names])
     return {name: os.path.relpath(name, shared) for name in names}
+
+
+def _refuse_collisions(tables: dict[str, VideoTable]) -> None:
+    """No two videos of a list may be stored under one name."""
+    for split, table in tables.items():
+        places = _relative(table)
+        taken: dict[str, str] = {}
+        for name, _ in table.rows():
+            other = taken.setdefault(stored_name(places.get(name, name)), name)
+            if other != name:
+                raise InputError(
+                    f"{other!r} and {name!r} of the {split} list would be stored under one name, "
+                    f"{stored_name(places.get(name, name))!r}."
+                )
 
 
 def _refuse_links(source: Folder) -> None:

@@ -99,6 +99,11 @@ class Lists:
             found, self.n_missing[split] = rows_on_disk(rows, files[split])
             self.originals[split] = format_list(found)
         self._csv_rows = {}
+        self.check_complete()
+        return self._parse()
+
+    def check_complete(self) -> None:
+        """Raise `InputError` if a split has no list."""
         if missing := self.open_splits():
             raise InputError(
                 f"no {' and '.join(list_name(split) for split in missing)} in "
@@ -106,7 +111,6 @@ class Lists:
                 f"{'them' if len(missing) > 1 else 'it'} there, or name another with "
                 f"{' and '.join(f'--{split}_list' for split in missing)}."
             )
-        return self._parse()
 
     def _read(self, split: str, path: Path, source: str) -> None:
         if not path.is_file():

@@ -10,7 +10,8 @@ quarantine/        damaged files out of archives
 incoming/          videos being worked on; emptied at every start
 done.json          the marker: written last
 
-Originals that lay in the library itself move to Kinetics-400/originals/, for the user to delete.
+Originals that lay in the library itself move to Kinetics-400/originals/, for the user to delete; an
+older one of the same name gets a ~ after it.
 """
 
 import dataclasses
@@ -63,7 +64,8 @@ class Housekeeping:
         Raises:
             InputError: another process holds it.
         """
-        made = [f for f in (self.library, self.folder) if not f.is_dir()]
+        needed = (self.library.parent, self.library, self.folder)
+        made = [folder for folder in needed if not folder.is_dir()]
         with disk_errors(f"creating {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -162,15 +164,26 @@ class Housekeeping:
     def moved_aside(self, original: Original) -> Original:
         """Move an original out of its pyramid's way; the rename is repeated after a kill."""
         aside = self.aside_path(original.split, original.name)
-        outside = os.path.isabs(original.name)
-        if Path(original.path) == aside or outside:
+        if Path(original.path) == aside or not self._holds(Path(original.path)):
             return original
         if is_marked(original.path):
             return dataclasses.replace(original, is_stored=True)
         with disk_errors(f"moving {original.path} to {aside}"):
             aside.parent.mkdir(parents=True, exist_ok=True)
+            older = aside
+            while os.path.lexists(older):
+                older = older.with_name(f"{older.name}~")
+            if older != aside:
+                os.rename(aside, older)
             os.rename(original.path, aside)
         return dataclasses.replace(original, path=str(aside))
+
+    def _holds(self, path: Path) -> bool:
+        """Whether a file lies in the library, however its path is written, and not yet aside."""
+        folder = path.parent.resolve()
+        return folder.is_relative_to(self.library.resolve()) and not folder.is_relative_to(
+            self.originals.resolve()
+        )
 
     def quarantine_parts(self, split: str, name: str) -> tuple[str, ...]:
         """Where a damaged video out of an archive is kept, below the library."""

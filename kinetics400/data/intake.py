@@ -1,13 +1,15 @@
 """Bring originals into the library: verified and stored in isolated processes, journalled, placed.
 
 Every video is one unit of work. Its result is written beside the library, made durable, renamed
-into place and journalled, in this order, so that a kill costs the videos in flight and no others.
+into place and journalled, in this order, so that a kill costs the videos of the last seconds and no
+others.
 """
 
 import hashlib
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, fields
@@ -23,6 +25,7 @@ from kinetics400.data.library import (
     video_files,
     videos_name,
 )
+from kinetics400.data.pyramid import is_marked
 from kinetics400.data.shelf import Shelf
 from kinetics400.data.sources import Original
 from kinetics400.data.storage import disk_errors
@@ -93,13 +96,39 @@ class Intake:
             return False
         return row["kind"] == "pyramid" and self.is_stored(row)
 
+    def is_our_pyramid(self, split: str, name: str, path: Path) -> bool:
+        """Whether a file is the pyramid that an earlier run has made of a video."""
+        row = self.rows.get((split, name), {})
+        ours = row.get("kind") == "pyramid" and self.keeper.stored_path(row) == path
+        return ours and self.is_stored(row)
+
+    def is_missing_any(self) -> bool:
+        """Whether a video that came out of an archive is gone, or was changed."""
+        return any(
+            row["source_sha256"] and "reason" not in row and not self.is_stored(row)
+            for row in self.rows.values()
+        )
+
+    def names_by_archive(self) -> dict[str, set[tuple[str, str]]]:
+        """Archive → (split, name) of all videos that came in it."""
+        names: dict[str, set[tuple[str, str]]] = defaultdict(set)
+        for key, row in self.rows.items():
+            names[row["archive"]].add(key)
+        return names
+
+    def stored_bytes(self, keys: Iterable[tuple[str, str]] | None = None) -> int:
+        """What the videos we have stored take on disk: all, or those with these (split, name)."""
+        rows = [self.rows.get(key, {}) for key in (self.rows if keys is None else keys)]
+        ours = [row for row in rows if row.get("kind") == "pyramid" or row.get("archive")]
+        return sum(row["n_bytes"] for row in ours if "reason" not in row and self.is_stored(row))
+
     def known_names(self, split: str) -> list[str]:
         """Names of the originals that are or were in the library."""
-        rows = [row for (s, _), row in self.rows.items() if s == split]
-        stored = {row["path"] for row in rows if row.get("kind") == "pyramid"}
-        visible = set(video_files(split_root(self.keeper.library, split))) - stored
-        aside = video_files(self.keeper.originals / videos_name(split))
-        return sorted({row["source"] for row in rows} | visible | set(aside))
+        names = {name for s, name in self.rows if s == split}
+        names.update(video_files(split_root(self.keeper.library, split)))
+        names.update(video_files(self.keeper.originals / videos_name(split)))
+        # v.avi.mp4 beside v.avi is its pyramid, perhaps of a run that was killed before it said so.
+        return sorted(names - {stored_name(name) for name in names if stored_name(name) != name})
 
     def take(
         self,
@@ -124,6 +153,7 @@ class Intake:
                 for original, result in results:
                     if result.failure in ("crashed", "hung"):
                         # A crowded machine crashes and hangs innocent jobs: once more, alone.
+                        Path(result.job[1]).unlink(missing_ok=True)
                         doubtful.append(original)
                         if len(doubtful) >= DOUBTFUL:
                             self._retry(doubtful, shelf, done)
@@ -180,6 +210,7 @@ class Intake:
             "source_bytes": size,
             "source_sha256": sha256,
             "source_mtime_ns": mtime,
+            "archive": original.archive,
             "settings": self.description,
         }
         target = Path(result.job[1])
@@ -215,7 +246,7 @@ class Intake:
         parts = (videos_name(original.split), *path.split("/"))
         if not kept:
             digest = file_sha256(target)
-            shelf.place(target.name, parts)
+            shelf.place(target.name, parts, self._aside(original, path))
             _discard(original)
         elif original.sha256 is not None:
             digest = original.sha256
@@ -225,6 +256,16 @@ class Intake:
         # What comes from a child is not to be trusted with the names of things.
         facts = {field.name: value[field.name] for field in fields(VideoInfo)}
         return {"path": path, **facts, "kind": value["kind"], "sha256": digest}
+
+    def _aside(self, original: Original, path: str) -> tuple[str, ...] | None:
+        """Where a file in a pyramid's place must move: None if there is none, or it is ours."""
+        place = self.keeper.library / videos_name(original.split) / path
+        if not os.path.lexists(place) or is_marked(str(place)):
+            return None
+        row = self.rows.get((original.split, original.name), {})
+        if row.get("path") == path and (row["source_sha256"] or row["kind"] == "pyramid"):
+            return None
+        return self.keeper.aside_path(original.split, path).relative_to(self.keeper.library).parts
 
     def _journal(self, shelf: Shelf) -> None:
         shelf.sync()

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kinetics400.data.annotations import VIDEO_SUFFIXES, VideoTable, read_list
-from kinetics400.data.storage import read_json_lines, write_atomic
+from kinetics400.data.storage import read_json_lines, write_if_changed
 from kinetics400.errors import InputError, MissingInput
 
 LIBRARY_NAME = "Kinetics-400"
@@ -109,7 +109,8 @@ class Quarantined:
 
 def write_quarantine(path: Path | str, videos: list[Quarantined]) -> None:
     """Replace a quarantine file in one step."""
-    write_atomic(path, "".join(json.dumps(asdict(video)) + "\n" for video in videos))
+    lines = "".join(json.dumps(asdict(video)) + "\n" for video in videos)
+    write_if_changed(path, lines.encode())
 
 
 def read_quarantine(path: Path | str) -> list[Quarantined]:

@@ -95,12 +95,33 @@ def read_manifest(library: Path, split: str) -> Manifest | None:
                 else arrays[field.name]
                 for field in fields(Manifest)
             }
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        manifest = Manifest(**values)  # type: ignore[arg-type]
+        _check(manifest)
+    except (
+        *(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
+        *(RuntimeError, TypeError),  # zipfile's: encrypted, unknown compression; a lone .npy
+    ) as error:
         raise InputError(
             f"{path} is not a manifest ({error}); repeat 'python -m data.preprocess' to write it "
             "anew."
         ) from error
-    return Manifest(**values)  # type: ignore[arg-type]
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise `ValueError` if the arrays do not describe the same videos."""
+    for field in fields(Manifest):
+        value = getattr(manifest, field.name)
+        if len(value) != len(manifest):
+            raise ValueError(f"{len(value)} {field.name} of {len(manifest)} videos")
+        if isinstance(value, PackedText) and (
+            value.offsets[0] != 0
+            or value.offsets[-1] != len(value.blob)
+            or (np.diff(value.offsets) < 0).any()
+        ):
+            raise ValueError(f"{field.name} do not fit together")
+    if manifest.sha256.shape[1:] != (32,):
+        raise ValueError("sha256 are no SHA-256")
 
 
 def count_originals(data_dir: Path | str, split: str, table: VideoTable) -> int:

@@ -18,7 +18,8 @@ class Shelf:
         flags = os.O_RDONLY | os.O_DIRECTORY
         self._root = os.open(library, flags)
         self._staging = os.open(staging, flags)
-        self._files: list[tuple[str, ...]] = []
+        # What was done, in order: a new file, or a file moved from one place to another.
+        self._done: list[tuple[tuple[str, ...], tuple[str, ...] | None]] = []
         self._folders: list[tuple[str, ...]] = []
         self._touched: set[tuple[str, ...]] = {()}
 
@@ -26,10 +27,17 @@ class Shelf:
         os.close(self._root)
         os.close(self._staging)
 
-    def place(self, staged: str, parts: tuple[str, ...]) -> int:
-        """Move a staged file to its place, replacing what is there; returns its bytes.
+    def place(
+        self, staged: str, parts: tuple[str, ...], aside: tuple[str, ...] | None = None
+    ) -> int:
+        """Move a staged file to its place; returns its bytes.
 
         The file's content is durable before its name appears; the name is so after `sync`.
+
+        Args:
+            staged: its name in the staging folder.
+            parts: its place below the library.
+            aside: place for what is there already, which is replaced otherwise.
         """
         with disk_errors(f"storing {'/'.join(parts)}"):
             descriptor = os.open(staged, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._staging)
@@ -38,6 +46,8 @@ class Shelf:
                 n_bytes = os.fstat(descriptor).st_size
             finally:
                 os.close(descriptor)
+            if aside is not None:
+                self._move(parts, aside)
             folder = self._open_folder(parts[:-1])
             try:
                 new = not _exists(parts[-1], folder)
@@ -45,9 +55,24 @@ class Shelf:
             finally:
                 os.close(folder)
         if new:
-            self._files.append(parts)
+            self._done.append((parts, None))
         self._touched.add(parts[:-1])
         return n_bytes
+
+    def _move(self, parts: tuple[str, ...], to: tuple[str, ...]) -> None:
+        folders = [self._open_folder(parts[:-1])]
+        try:
+            if not _exists(parts[-1], folders[0]):
+                return
+            folders.append(self._open_folder(to[:-1]))
+            while _exists(to[-1], folders[1]):
+                to = (*to[:-1], f"{to[-1]}~")
+            os.rename(parts[-1], to[-1], src_dir_fd=folders[0], dst_dir_fd=folders[1])
+        finally:
+            for folder in folders:
+                os.close(folder)
+        self._done.append((parts, to))
+        self._touched |= {parts[:-1], to[:-1]}
 
     def sync(self) -> None:
         """Make all names durable."""
@@ -58,8 +83,12 @@ class Shelf:
                 os.close(folder)
 
     def roll_back(self) -> None:
-        """Remove every file and folder that was not there before."""
-        for parts in self._files:
+        """Remove every file and folder that was not there before; undo every move."""
+        done, self._done = self._done, []
+        for parts, moved_to in reversed(done):
+            if moved_to is not None:
+                self._move(moved_to, parts)
+                continue
             folder = self._open_folder(parts[:-1])
             os.unlink(parts[-1], dir_fd=folder)
             os.close(folder)

@@ -37,6 +37,8 @@ class Original:
     mtime_ns: int = 0
     place: str = ""
     """Where it is stored below its split's folder; empty for its name."""
+    archive: str = ""
+    """Name of the archive that it came in."""
     is_stored: bool = False
     """It lies in the library and says that it is a pyramid: it is verified and kept. (From
     elsewhere even such a file is stored anew: its bytes are not ours.)"""
@@ -49,10 +51,16 @@ class ArchiveUnit:
     parts: tuple[Path, ...]
     classify: Classify = classify_kinetics
     has_lists: bool = False
+    folder: str = ""
+    """Of CVDF's archives, two of which may have one file name."""
+
+    @property
+    def name(self) -> str:
+        return os.path.join(self.folder, self.parts[0].name)
 
     def identity(self) -> list[list[object]]:
         """Name, size and modification time of each part: the same list means the same archive."""
-        status = [(path.name, path.stat()) for path in self.parts]
+        status = [(os.path.join(self.folder, path.name), path.stat()) for path in self.parts]
         return [[name, s.st_size, s.st_mtime_ns] for name, s in status]
 
     @property
@@ -99,7 +107,7 @@ class Cvdf:
         if self.replacement is not None:
             units.append(ArchiveUnit((self.replacement,), _by_list(listed)))
         for split, parts in self.parts.items():
-            units += [ArchiveUnit((part,), _into(split)) for part in parts]
+            units += [ArchiveUnit((part,), _into(split), folder=split) for part in parts]
         return units
 
 
@@ -201,7 +209,7 @@ def spooled(
         # Our own name: an archive's could be anything.
         path = folder / f"{number}{os.path.splitext(name)[1].lower()}"
         sha256, n_bytes = _spool(content, path)
-        yield Original(split, name, str(path), sha256, n_bytes)
+        yield Original(split, name, str(path), sha256, n_bytes, archive=unit.name)
 
 
 def _spool(content: Content, path: Path) -> tuple[str, int]:

@@ -1,6 +1,7 @@
 from collections import Counter
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from kinetics400.bench import contenders, peers
 from kinetics400.bench.contenders import (
     AUGMENTED,
+    DECODING,
     DECORD,
     EVAL,
     FINETUNE,
@@ -29,6 +31,10 @@ from kinetics400.data import keys
 from kinetics400.data.decode import DecodeError, VideoReader
 
 SPOT = spread_spots(1, 1)[0]
+
+
+def pixels(frame: av.VideoFrame) -> bytes:
+    return frame.to_ndarray().tobytes()
 
 
 def of(store: Store, task: str, name: str) -> Contender:
@@ -54,9 +60,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 def test_everybody_takes_part(store: Store) -> None:
     training = [DECORD, TORCHCODEC, PYAV, ORIGINAL, PYRAMID]
     assert [(one.task, one.name) for one in all_contenders(store.originals, store.pyramids)] == [
-        *((PRETRAIN, name) for name in [*training, FLOOR]),
-        *((FINETUNE, name) for name in [*training, AUGMENTED, FLOOR]),
-        *((EVAL, name) for name in [DECORD, ORIGINAL, PYRAMID, FLOOR]),
+        *((PRETRAIN, name) for name in [*training, FLOOR, DECODING]),
+        *((FINETUNE, name) for name in [*training, AUGMENTED, FLOOR, DECODING]),
+        *((EVAL, name) for name in [DECORD, ORIGINAL, PYRAMID, FLOOR, DECODING]),
     ]
 
 
@@ -85,9 +91,13 @@ def test_ours_and_theirs_read_the_same_clip(
 ) -> None:
     """Frames move to the layer's grid, no more; and with the grid of 1 pixels agree as well."""
     of(store, task, PYRAMID).load(SPOT)
-    of(store, task, FLOOR).load(SPOT)
-    ours, floor = asked
-    assert ours == floor
+    of(store, task, DECODING).load(SPOT)
+    ours, decoded = asked
+    assert ours == decoded
+    floor = of(store, task, FLOOR).load(SPOT)
+    with VideoReader(store.pyramids[0]) as reader:
+        plain = dict(reader.frames(ours))
+    assert [pixels(frame) for frame in floor] == [pixels(plain[i]) for i in sorted(set(ours))]
     assert all(frame % 4 == 0 for frame in ours)
     recipe = contenders.RECIPES[task]
     theirs = recipe.frames(100, 16, 4, SPOT.clip_u)
@@ -123,10 +133,11 @@ def test_two_samples_of_a_decode_have_two_crops(
 def test_the_floor_of_the_test_decodes_what_the_views_need(
     store: Store, asked: list[list[int]]
 ) -> None:
-    for name in (PYRAMID, FLOOR):
+    for name in (PYRAMID, DECODING):
         of(store, EVAL, name).load(SPOT)
     assert asked[0] == asked[1]
     assert len(asked[0]) == 25  # every fourth of 100
+    assert len(of(store, EVAL, FLOOR).load(SPOT)) == 25
 
 
 def test_the_second_video_is_read_for_the_second_video(store: Store) -> None:

@@ -6,8 +6,12 @@ import pytest
 from kinetics400.data.annotations import VideoTable
 from kinetics400.data.library import (
     Quarantined,
+    find_library,
+    format_reasons,
     open_split,
     read_quarantine,
+    split_root,
+    video_files,
     write_quarantine,
 )
 from kinetics400.data.storage import append_json_lines, read_json_lines, write_atomic
@@ -91,6 +95,41 @@ def test_quarantine_file_round_trip(tmp_path: Path) -> None:
     file.write_text('{"path": "a"}\n')
     with pytest.raises(InputError, match="not a quarantine file"):
         read_quarantine(file)
+
+
+def test_unchanged_quarantine_file_is_not_written_again(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    write_quarantine(file, [Quarantined("val", "c", "absent")])
+    before = file.stat()
+    write_quarantine(file, [Quarantined("val", "c", "absent")])
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    write_quarantine(file, [])
+    assert file.read_bytes() == b""
+
+
+def test_reasons_are_counted_and_the_first_names_shown() -> None:
+    bad = [Quarantined("train", f"{i}.mp4", "absent") for i in range(1200)]
+    bad.append(Quarantined("val", "x.mp4", "damaged", "frame 3"))
+    first, second = format_reasons(bad).splitlines()
+    assert first.split()[:2] == ["1,200", "absent"] and first.endswith("videos_train/4.mp4 …")
+    assert second.endswith("videos_val/x.mp4 (frame 3)")
+
+
+def test_video_files_are_found_at_any_depth(tmp_path: Path) -> None:
+    for name in ("a.mp4", "B.AVI", "deep/er/c d.webm", "deep/e.mkv", "notes.txt", "a.mp4~"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert sorted(video_files(tmp_path)) == ["B.AVI", "a.mp4", "deep/e.mkv", "deep/er/c d.webm"]
+    assert list(video_files(tmp_path / "absent")) == []
+
+
+def test_library_is_recognised_by_a_list_or_a_folder_of_videos(tmp_path: Path) -> None:
+    assert find_library(tmp_path) is None
+    (tmp_path / "Kinetics-400/videos_val").mkdir(parents=True)
+    assert find_library(tmp_path) == tmp_path / "Kinetics-400"
+    assert split_root(tmp_path / "Kinetics-400", "train") == tmp_path / "Kinetics-400"
+    (tmp_path / "kinetics400_train_list_videos.txt").touch()
+    assert find_library(tmp_path) == tmp_path
 
 
 def test_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
