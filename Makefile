@@ -21,7 +21,7 @@ STAMP := $(VENV)/.kinetics400-$(KEY)
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format docs clean
+.PHONY: help env demo test check format bench docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z]+:.*##/ { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ check: $(STAMP)  ## lint, formatting, types, import directions, forbidden calls
 format: $(STAMP)  ## format the code and sort imports
 	$(PYTHON) -m ruff check --select I --fix .
 	$(PYTHON) -m ruff format .
+
+bench: $(STAMP)  ## measure reading against other loaders on one core, some minutes
+	OMP_NUM_THREADS=1 $(PYTHON) -m kinetics400 bench loader --scaling --json benchmarks/results/loader.json
 
 docs: $(STAMP)  ## fill the tables of README.md and docs/, draw the figures
 	$(PYTHON) docs/tables.py

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,6 +137,10 @@ class Housekeeping:
     def journal_rows(self) -> dict[tuple[str, str], dict[str, Any]]:
         """(split, source name) → the last row of each video."""
         rows = read_json_lines(self.journal)
+        for row in rows:
+            for name in ("split", "settings", "archive", "kind"):  # the same few in every row
+                if isinstance(row.get(name), str):
+                    row[name] = sys.intern(row[name])
         return {(row["split"], row["source"]): row for row in rows if "settings" in row}
 
     def add_rows(self, rows: list[dict[str, Any]]) -> None:
