@@ -132,14 +132,6 @@ def _locate(config: PreprocessConfig) -> tuple[ArchiveUnit | Cvdf | Folder, Path
         )
     if config.source is None and isinstance(source, Folder):
         return source, source.root
-    if (
-        isinstance(source, Folder)
-        and source.root.resolve() == (config.data_dir / LIBRARY_NAME).resolve()
-    ):
-        raise InputError(
-            f"--source {config.source} is the library itself: leave out --source to store its "
-            "videos in place (the originals move to originals/), or name another --data_dir."
-        )
     if isinstance(source, Folder) and config.store == "original":
         raise InputError(
             "--store original verifies files where they are: leave out --source and name their "

@@ -17,7 +17,8 @@ class PreprocessConfig:
     source: Path | None = None
     """Where the originals are if not in data_dir: an archive, a folder with one, CVDF's folder with
     train/part_*.tar.gz, or a folder of videos (videos_train/ and videos_val/, or train/ and val/,
-    with list files or one folder per class). It is only read."""
+    with list files or one folder per class). It is only read, unless
+    it is Kinetics-400/ itself."""
     store: Literal["pyramid", "original"] = "pyramid"
     """pyramid re-encodes every video so that training decodes only what it needs
     (docs/data.md). original verifies the videos and keeps the files as they are."""
