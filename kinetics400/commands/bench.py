@@ -11,9 +11,8 @@ from typing import Any, TextIO
 
 from kinetics400.bench.loader import FULL, QUICK, bench_loader
 from kinetics400.bench.videos import find_videos
-from kinetics400.config.bench import BenchLoaderConfig
+from kinetics400.config.bench import BenchLoaderConfig, EncodeFlags
 from kinetics400.config.parse import parse
-from kinetics400.data.pyramid import P_INTERVAL
 from kinetics400.data.storage import write_atomic
 from kinetics400.data.transcode import EncodeSettings
 from kinetics400.errors import InputError
@@ -58,9 +57,7 @@ def loader(argv: Sequence[str]) -> int:
         result = bench_loader(
             videos,
             Path(temporary),
-            settings=EncodeSettings(
-                encode.short_side, encode.crf, encode.preset, encode.keyframe_interval
-            ),
+            settings=encode_settings(encode),
             amount=amount,
             scaling=measure.scaling,
             say=lambda text: print(text, file=sys.stderr),
@@ -69,18 +66,19 @@ def loader(argv: Sequence[str]) -> int:
     return 0
 
 
+def encode_settings(flags: EncodeFlags) -> EncodeSettings:
+    """How to store the videos."""
+    return EncodeSettings(flags.short_side, flags.crf, flags.preset, flags.keyframe_interval)
+
+
 def _check(config: BenchLoaderConfig) -> None:
-    repeats, encode = config.measure.repeats, config.encode
-    interval = encode.keyframe_interval
+    repeats = config.measure.repeats
     rules = {
         "this benchmark pins itself to a core, which needs Linux": hasattr(os, "sched_setaffinity"),
         f"--repeats {repeats} must be at least 1": repeats is None or repeats >= 1,
-        f"--short_side {encode.short_side} must be at least 16": encode.short_side >= 16,
-        f"--crf {encode.crf} is not between 1 and 51": 1 <= encode.crf <= 51,
-        f"--keyframe_interval {interval} is not a multiple of {P_INTERVAL}": interval >= P_INTERVAL
-        and interval % P_INTERVAL == 0,
     }
-    if broken := [rule for rule, holds in rules.items() if not holds]:
+    broken = [rule for rule, holds in rules.items() if not holds]
+    if broken := broken + encode_settings(config.encode).problems():
         raise InputError("\n  ".join(broken))
 
 

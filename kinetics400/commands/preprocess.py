@@ -14,7 +14,6 @@ from kinetics400.config.preprocess import PreprocessConfig
 from kinetics400.data.housekeeping import Housekeeping
 from kinetics400.data.intake import Intake
 from kinetics400.data.library import ARCHIVE_NAME, LIBRARY_NAME, SPLITS, find_library, list_name
-from kinetics400.data.pyramid import P_INTERVAL
 from kinetics400.data.sources import ArchiveUnit, Cvdf, Folder, find_source
 from kinetics400.data.transcode import EncodeSettings
 from kinetics400.errors import InputError
@@ -84,7 +83,6 @@ def cpu_count() -> int:
 
 
 def _check(config: PreprocessConfig) -> None:
-    interval = config.keyframe_interval
     checks = {
         f"--data_dir {config.data_dir} is not a folder": config.data_dir.is_dir()
         or (config.source is not None and not config.data_dir.exists()),
@@ -99,16 +97,10 @@ def _check(config: PreprocessConfig) -> None:
             config.timeout
         )
         and config.timeout > 0,
-        f"--short_side {config.short_side} is not between 16 and 4320": 16
-        <= config.short_side
-        <= 4320,
-        f"--crf {config.crf} is not between 1 and 51": 1 <= config.crf <= 51,
-        f"--keyframe_interval {interval} is not a multiple of {P_INTERVAL} up to 1024": interval
-        % P_INTERVAL
-        == 0
-        and P_INTERVAL <= interval <= 1024,
     }
     problems = [text for text, holds in checks.items() if not holds]
+    settings = encode_settings(config)
+    problems += settings.problems() if settings else []
     if problems:
         raise InputError("; ".join(problems) + ".")
 

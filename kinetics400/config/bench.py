@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kinetics400.config.common import Preset
+from kinetics400.data.transcode import EncodeSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +28,13 @@ class MeasureFlags:
 class EncodeFlags:
     """How the videos are stored, as in `preprocess`."""
 
-    short_side: int = 256
+    short_side: int = EncodeSettings.short_side
     """Larger videos are scaled down to this short side, pixels."""
-    crf: int = 22
+    crf: int = EncodeSettings.crf
     """x264's constant rate factor, 1 to 51: lower is better and larger. (0 has no layers.)"""
     preset: Preset = "veryfast"
     """x264's preset: slower ones make smaller files."""
-    keyframe_interval: int = 32
+    keyframe_interval: int = EncodeSettings.keyframe_interval
     """Frames from one key frame to the next, a multiple of 4."""
 
 

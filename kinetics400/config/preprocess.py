@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from kinetics400.config.common import Preset
+from kinetics400.data.transcode import EncodeSettings
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,15 @@ class PreprocessConfig:
     store: Literal["pyramid", "original"] = "pyramid"
     """pyramid re-encodes every video so that training decodes only what it needs
     (docs/data.md). original verifies the videos and keeps the files as they are."""
-    short_side: int = 256
+    short_side: int = EncodeSettings.short_side
     """Larger videos are scaled down to this short side, pixels."""
     enlarge: bool = False
     """Scale smaller videos up to short_side as well."""
-    crf: int = 22
+    crf: int = EncodeSettings.crf
     """x264's constant rate factor, 1 to 51: lower is better and larger. (0 has no layers.)"""
     preset: Preset = "veryfast"
     """x264's preset: slower ones make smaller files."""
-    keyframe_interval: int = 32
+    keyframe_interval: int = EncodeSettings.keyframe_interval
     """Frames from one key frame to the next, a multiple of 4: fewer make clips cheaper to start
     and files larger."""
     num_classes: int = 400

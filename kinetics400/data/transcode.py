@@ -57,6 +57,20 @@ class EncodeSettings:
     enlarge: bool = False
     """Scale smaller videos up to the short side as well."""
 
+    def problems(self) -> list[str]:
+        """What is wrong with the settings, by the names of the flags."""
+        interval, step = self.keyframe_interval, pyramid.P_INTERVAL
+        rules = {
+            f"--short_side {self.short_side} is not between 16 and 4320": 16
+            <= self.short_side
+            <= 4320,
+            # 0, lossless, has no B frames and so no layers.
+            f"--crf {self.crf} is not between 1 and 51": 1 <= self.crf <= 51,
+            f"--keyframe_interval {interval} is not a multiple of {step} up to 1024": interval
+            in range(step, 1025, step),
+        }
+        return [text for text, holds in rules.items() if not holds]
+
 
 def transcode_video(source: str, target: str, settings: EncodeSettings) -> VideoInfo | Refused:
     """Verify `source` as `verify_video` does and write it to `target` as a pyramid.

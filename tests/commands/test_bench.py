@@ -145,7 +145,7 @@ def test_flags_reach_the_measurement(asked: dict[str, Any], tmp_path: Path) -> N
         ("--repeats 0", "--repeats 0 must be at least 1"),
         ("--crf 52", "--crf 52 is not between 1 and 51"),
         ("--crf 0", "--crf 0 is not between 1 and 51"),
-        ("--short_side 8", "--short_side 8 must be at least 16"),
+        ("--short_side 8", "--short_side 8 is not between 16 and 4320"),
         ("--keyframe_interval 30", "--keyframe_interval 30 is not a multiple of 4"),
         ("--keyframe_interval 0", "--keyframe_interval 0 is not a multiple of 4"),
         ("--videos /nowhere", "--videos /nowhere is not a folder"),
