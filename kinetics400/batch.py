@@ -3,6 +3,8 @@
 Shapes: B batch, C channels, T frames, H, W.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,30 +23,52 @@ class Batch:
         clips: (B, C, T, H, W); uint8 from the loader, float32 and normalised after augmentation.
         labels: (B,) int64 class indices.
         keys: (B,) int64, one random key per sample (`kinetics400.data.keys`).
+        host_keys: the same keys in the host's memory, wherever the batch is: who has to decide
+            something per sample reads these, and never waits for the device.
+        targets: (B, K) float32 shares of the classes where clips were mixed; None where they were
+            not, and `labels` say all.
     """
 
-    __slots__ = ("clips", "keys", "labels")
+    __slots__ = ("clips", "host_keys", "keys", "labels", "targets")
 
-    def __init__(self, clips: Tensor, labels: Tensor, keys: Tensor) -> None:
+    def __init__(
+        self,
+        clips: Tensor,
+        labels: Tensor,
+        keys: Tensor,
+        *,
+        host_keys: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> None:
         self.clips = clips
         self.labels = labels
         self.keys = keys
+        self.host_keys = keys.cpu() if host_keys is None else host_keys
+        self.targets = targets
 
     def __len__(self) -> int:
         return self.clips.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Copy to a device."""
-        parts = (self.clips, self.labels, self.keys)
-        return Batch(*(part.to(device, non_blocking=non_blocking) for part in parts))
+        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         """Copy to page-locked memory (called by DataLoader)."""
-        return Batch(*(part.pin_memory() for part in (self.clips, self.labels, self.keys)))
+        return self._each(Tensor.pin_memory)
 
     def with_clips(self, clips: Tensor) -> "Batch":
         """The same samples with other clips."""
-        return Batch(clips, self.labels, self.keys)
+        return Batch(clips, self.labels, self.keys, host_keys=self.host_keys, targets=self.targets)
+
+    def with_targets(self, targets: Tensor) -> "Batch":
+        """The same samples with shares of the classes."""
+        return Batch(self.clips, self.labels, self.keys, host_keys=self.host_keys, targets=targets)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        targets = None if self.targets is None else change(self.targets)
+        parts = (change(part) for part in (self.clips, self.labels, self.keys))
+        return Batch(*parts, host_keys=self.host_keys, targets=targets)
 
 
 def _statistics(like: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:

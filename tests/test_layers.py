@@ -35,6 +35,7 @@ NO_TORCH = {
     "data.member_names",
     "data.motion",
     "data.pyramid",
+    "data.shared_memory",
     "data.shelf",
     "data.sources",
     "data.storage",
