@@ -34,6 +34,7 @@ NO_TORCH = {
     "data.manifest",
     "data.member_names",
     "data.motion",
+    "data.orphans",
     "data.pyramid",
     "data.shared_memory",
     "data.shelf",
@@ -43,6 +44,7 @@ NO_TORCH = {
     "data.synthetic",
     "data.transcode",
     "data.verify",
+    "data.watch",
 }
 BRINGS_TORCH = {
     "lightning",

@@ -9,6 +9,7 @@ import torch
 from lightning.fabric import Fabric
 
 from kinetics400.commands.clips import check_clips, test_sampler
+from kinetics400.commands.guard import VideoGuard
 from kinetics400.commands.plan import Problems, check_dtype, input_dtype, missing_devices
 from kinetics400.commands.session import launch, say
 from kinetics400.config.evaluation import EvaluateConfig
@@ -116,20 +117,27 @@ def score(
     clips_per_forward: int,
     num_workers: int,
     merge: str,
+    guard: VideoGuard | None = None,
     transform: ViewTransform | None = None,
 ) -> Evaluation:
     """Score a classifier on videos with a protocol of (segments, crops).
 
+    Without a guard that remembers, a video that ends a worker is named and nothing else.
+
     Raises:
+        Stopped: a video has hung or crashed its decoder.
         DataError: not one video could be read; an accuracy of 0 % would hide it.
     """
     assert isinstance(method, Classification)
+    guard = guard or VideoGuard(None, num_workers=num_workers)
     dataset = ViewDataset(
         videos,
         segment_frames=segment_frames,
         num_segments=views[0],
         num_crops=views[1],
         size=method.encoder.config.image_size,
+        beats=guard.beats(),
+        quarantined=guard.quarantined("val", videos),
     )
     loader = view_loader(
         dataset,
@@ -137,16 +145,17 @@ def score(
         world_size=fabric.world_size,
         num_workers=num_workers,
     )
-    result = evaluate(
-        fabric,
-        method,
-        loader,
-        num_videos=len(videos),
-        num_classes=method.num_classes,
-        merge=merge,
-        clips_per_forward=clips_per_forward,
-        transform=transform,
-    )
+    with guard.watching(loader, dataset, "val") as watched:
+        result = evaluate(
+            fabric,
+            method,
+            watched,
+            num_videos=len(videos),
+            num_classes=method.num_classes,
+            merge=merge,
+            clips_per_forward=clips_per_forward,
+            transform=transform,
+        )
     if result.num_scored == 0:
         raise DataError(
             f"none of the {result.num_videos} videos could be read: {result.failures[0].reason}. "

@@ -17,6 +17,7 @@ from kinetics400.config.parse import flatten
 from kinetics400.config.pretraining import PretrainConfig
 from kinetics400.data.annotations import VideoTable
 from kinetics400.data.library import PUBLISHED_COUNTS, open_split
+from kinetics400.data.shared_memory import clip_bytes, needed_bytes, shortage
 from kinetics400.engine.optim import count_parameters
 from kinetics400.engine.schedule import warmup_cosine
 from kinetics400.errors import InputError, MissingInput
@@ -30,7 +31,7 @@ RunConfig = PretrainConfig | TrainConfig
 # and the list's digest stand for them.
 MAY_CHANGE = {
     *("n_epoch", "batch_size", "accumulate", "lr", "base_lr", "min_lr", "warmup_epochs"),
-    *("n_device", "accelerator", "strategy", "n_worker", "max_bad_share"),
+    *("n_device", "accelerator", "strategy", "n_worker", "max_bad_share", "decode_timeout"),
     *("data_dir", "train_list", "val_list", "pretrained_dir", "label_names"),
     *("views", "merge", "eval_frequency", "save_dir", "save_frequency", "log_every"),
     *("resume", "recipe", "dry_run"),
@@ -89,6 +90,7 @@ def check_shared(config: RunConfig, problems: Problems) -> None:
         "accumulate": (optimization.accumulate, 1),
         "n_device": (device.n_device, 1),
         "n_worker": (data.n_worker, 0),
+        "num_sample": (data.num_sample, 1),
         "log_every": (config.run.log_every, 1),
         "save_frequency": (config.saving.save_frequency, 1),
         "lr": (optimization.lr, 0),
@@ -104,6 +106,10 @@ def check_shared(config: RunConfig, problems: Problems) -> None:
             value is None or (least <= value < 2**63 and math.isfinite(value)),
             f"--{name} {value} must be at least {least}, and finite",
         )
+    problems.require(
+        0 < data.decode_timeout < math.inf,
+        f"--decode_timeout {data.decode_timeout} must be a positive number of seconds",
+    )
     clip_grad = optimization.clip_grad
     problems.require(
         clip_grad is None or 0 < clip_grad < math.inf, f"--clip_grad {clip_grad} must be positive"
@@ -258,6 +264,25 @@ def missing_devices(device: DeviceFlags) -> list[str]:
         # Fabric would quietly take bfloat16 instead.
         missing.append(f"devices: --precision {device.precision} needs a CUDA device")
     return missing
+
+
+def missing_memory(config: RunConfig, num_views: int = 0) -> list[str]:
+    """What of the shared memory that the loader's workers need this machine lacks.
+
+    Args:
+        config: the flags.
+        num_views: views of a video in the test at the end, which are handed over together.
+    """
+    data, model = config.data, config.model
+    clips = config.optimization.batch_size * data.num_sample
+    need = needed_bytes(
+        clips_per_batch=max(clips, num_views),
+        bytes_per_clip=clip_bytes(model.num_frames, model.input_size),
+        num_workers=data.n_worker,
+        num_loaders=config.device.n_device,
+    )
+    short = shortage(need)
+    return [] if short is None else [short]
 
 
 @dataclass(frozen=True, kw_only=True)

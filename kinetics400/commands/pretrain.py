@@ -7,6 +7,7 @@ import torch
 
 from kinetics400.augment.pipeline import training_augment
 from kinetics400.commands.clips import check_clips, pretraining_sampler
+from kinetics400.commands.guard import VideoGuard
 from kinetics400.commands.plan import (
     Problems,
     Run,
@@ -14,6 +15,7 @@ from kinetics400.commands.plan import (
     input_dtype,
     make_schedule,
     missing_devices,
+    missing_memory,
     open_table,
     plan_as_json,
     vit_config,
@@ -77,7 +79,7 @@ def prepare(config: PretrainConfig) -> Run:
             )
         )
     problems.raise_any()
-    missing = missing_devices(config.device)
+    missing = missing_devices(config.device) + missing_memory(config)
     table = open_table(config, "train", config.data.train_list, ANY_LABEL, missing)
     val_table = None
     if config.run.dry_run:
@@ -108,12 +110,13 @@ def pretrain(run: Run) -> None:
     if done and model_dir.exists():
         say(f"{config.saving.save_dir} is finished: the model lies in {model_dir}")
         return
-    size, model = config.model.input_size, config.model
+    size, model, data = config.model.input_size, config.model, config.data
+    guard = VideoGuard(
+        config.saving.save_dir, num_workers=data.n_worker, timeout=data.decode_timeout
+    )
     dataset = ClipDataset(
         run.train_videos,
-        sample_frames=pretraining_sampler(
-            config.clips, model.num_frames, exact=config.data.exact_frames
-        ),
+        sample_frames=pretraining_sampler(config.clips, model.num_frames, exact=data.exact_frames),
         num_frame_draws=1,
         num_frames=model.num_frames,
         sample_box=partial(_box, size),
@@ -121,9 +124,16 @@ def pretrain(run: Run) -> None:
         size=size,
         antialias=True,  # the published crop is scaled with PIL
         seed=config.run.seed,
+        num_sample=data.num_sample,
+        beats=guard.beats(),
+        quarantined=guard.quarantined("train", run.train_videos),
     )
     fabric = train(
-        run, dataset, augment=training_augment(flip_probability=0), checkpoint=checkpoint
+        run,
+        dataset,
+        guard=guard,
+        augment=training_augment(flip_probability=0),
+        checkpoint=checkpoint,
     )
     if fabric.is_global_zero:
         save_pretrained(

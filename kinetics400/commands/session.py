@@ -15,15 +15,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kinetics400 import __version__
 from kinetics400.augment.pipeline import Augment
+from kinetics400.commands.bad_videos import BadVideos, format_bad_videos
+from kinetics400.commands.guard import VideoGuard
 from kinetics400.commands.plan import Run, RunConfig, Schedule, accelerator
 from kinetics400.config.common import DeviceFlags
 from kinetics400.config.finetuning import TrainConfig
 from kinetics400.config.parse import to_recipe
 from kinetics400.data import keys
-from kinetics400.data.dataset import MAX_SUBSTITUTES, ClipDataset, Unreadable
-from kinetics400.data.loader import Layout, train_loader
+from kinetics400.data.dataset import ClipDataset
+from kinetics400.data.loader import Layout, on_device, train_loader
 from kinetics400.data.manifest import count_originals
-from kinetics400.data.storage import append_json_lines, write_atomic
+from kinetics400.data.storage import write_atomic
 from kinetics400.engine.checkpoint import (
     Checkpoint,
     check_agreement,
@@ -37,7 +39,7 @@ from kinetics400.engine.checkpoint import (
 from kinetics400.engine.log import RunLog
 from kinetics400.engine.optim import build_adamw, count_parameters
 from kinetics400.engine.trainer import Plan, fit
-from kinetics400.errors import DataError, InputError
+from kinetics400.errors import InputError
 from kinetics400.methods.base import Method
 
 
@@ -106,6 +108,7 @@ def train(
     run: Run,
     dataset: ClipDataset,
     *,
+    guard: VideoGuard,
     augment: Augment,
     checkpoint: Checkpoint | None,
     evaluate: Callable[[Fabric, Method], Mapping[str, float]] | None = None,
@@ -114,6 +117,7 @@ def train(
 
     Raises:
         DataError: too many videos cannot be read.
+        Stopped: a video has hung or crashed its decoder.
     """
     config, schedule, method = run.config, run.schedule, run.method
     flags = config.optimization
@@ -153,23 +157,29 @@ def train(
         pin_memory=fabric.device.type == "cuda",
     )
     log_dir = save_dir if fabric.is_global_zero else None
-    with RunLog(
-        log_dir, total_steps=schedule.total_steps, start_step=start_step, title=save_dir.name
-    ) as log:
+    with (
+        RunLog(
+            log_dir, total_steps=schedule.total_steps, start_step=start_step, title=save_dir.name
+        ) as log,
+        guard.watching(loader, dataset, "train") as batches,
+    ):
         describe(log, run, start_step)
         fit(
             fabric,
             method,
             optimizer,
-            loader,
+            on_device(batches, fabric.device),
             augment=augment,
             plan=_plan(config, schedule),
             log=log,
             start_step=start_step,
             save=partial(_save, fabric, run, optimizer),
             evaluate=None if evaluate is None else lambda _: evaluate(fabric, method),
-            bad_videos=BadVideoCount(fabric, run, log),
+            bad_videos=BadVideos(fabric, run, log),
         )
+    fabric.barrier()
+    if fabric.is_global_zero and (told := format_bad_videos(run)):
+        say(told)
     return fabric
 
 
@@ -213,60 +223,6 @@ def describe(log: RunLog, run: Run, start_step: int) -> None:
     )
     if start_step:
         log.say(f"continuing after step {start_step} of {schedule.total_steps}")
-
-
-class BadVideoCount:
-    """Counts and journals the videos that could not be read while training."""
-
-    def __init__(self, fabric: Fabric, run: Run, log: RunLog) -> None:
-        self._fabric = fabric
-        self._file = run.config.saving.save_dir / "bad_videos.jsonl"
-        self._steps_per_epoch = run.schedule.steps_per_epoch
-        self._share = run.config.data.max_bad_share
-        self._most = self._share * self._steps_per_epoch * run.schedule.global_batch_size
-        self._log = log
-        self._epoch = -1
-        self._count = 0
-        self._gave_up = False
-
-    def record(self, step: int, failures: list[Unreadable]) -> None:
-        """Note what this rank met while loading a step's clips."""
-        if (epoch := step // self._steps_per_epoch) != self._epoch:
-            self._epoch, self._count = epoch, 0
-        self._count += len(failures)
-        self._gave_up |= any(bad.gave_up for bad in failures)
-        append_json_lines(
-            self._file,
-            [{"step": step, "path": bad.path, "reason": bad.reason} for bad in failures],
-        )
-        for bad in failures:
-            self._log.say(f"replaced a video that cannot be read: {bad.reason}")
-
-    def check(self, step: int) -> None:
-        """Add up over ranks, and stop all of them together when it is too much.
-
-        Raises:
-            DataError: this epoch has had more than `--max_bad_share`, or many failed in a row.
-        """
-        epoch = step // self._steps_per_epoch
-        own = torch.tensor([self._count if epoch == self._epoch else 0, int(self._gave_up)])
-        total = self._fabric.all_reduce(own.to(self._fabric.device), reduce_op="sum")
-        assert isinstance(total, torch.Tensor)
-        count, gave_up = total.tolist()
-        if count <= self._most and not gave_up:
-            return
-        if not self._fabric.is_global_zero:
-            # Rank 0 says why and sets the exit code; a child that ended with an error of its own
-            # would have the launcher kill rank 0 first.
-            sys.exit(0)
-        why = f"more than --max_bad_share {self._share:g} allows"
-        if gave_up:
-            why = f"{MAX_SUBSTITUTES + 1} videos in a row cannot be read"
-        raise DataError(
-            f"{count} videos of epoch {epoch} could not be read: {why}. They are listed in "
-            f"{self._file}. Check that the data folder is there and whole, run "
-            "`python -m data.preprocess` again, or raise --max_bad_share"
-        )
 
 
 def model_card(title: str, run: Run, outcome: str) -> str:

@@ -1,6 +1,7 @@
 """`python -m train`: finetune a video classifier and evaluate it."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from lightning.fabric import Fabric
 from kinetics400.augment.pipeline import training_augment
 from kinetics400.commands.clips import check_clips, finetuning_sampler, test_sampler
 from kinetics400.commands.evaluate import outcome, parse_views, score, summarize
+from kinetics400.commands.guard import VideoGuard
 from kinetics400.commands.plan import (
     Problems,
     Run,
@@ -18,6 +20,7 @@ from kinetics400.commands.plan import (
     input_dtype,
     make_schedule,
     missing_devices,
+    missing_memory,
     open_table,
     plan_as_json,
     vit_config,
@@ -102,6 +105,7 @@ def prepare(config: TrainConfig) -> Run:
             dtype=input_dtype(config.device),
         )
     missing = missing_devices(config.device)
+    missing += missing_memory(config, math.prod(parse_views(config.evaluation.views)))
     if config.pretrained.pretrained:
         load_encoder(method, config.pretrained, missing, dry_run=config.run.dry_run)
     train_videos = open_table(config, "train", config.data.train_list, flags.num_classes, missing)
@@ -214,7 +218,7 @@ def finetune(run: Run) -> None:
     config, method = run.config, run.method
     assert isinstance(config, TrainConfig) and isinstance(method, Classification)
     assert run.train_videos is not None and run.val_videos is not None
-    save_dir, model = config.saving.save_dir, config.model
+    save_dir, model, data = config.saving.save_dir, config.model, config.data
     results_file = save_dir / "results.json"
     checkpoint = open_run(run)
     done = checkpoint is not None and checkpoint.step == run.schedule.total_steps
@@ -223,8 +227,9 @@ def finetune(run: Run) -> None:
         say(f"{save_dir} is finished: {outcome(results)}")
         return
     sample_frames, num_frame_draws = finetuning_sampler(
-        config.clips, model.num_frames, exact=config.data.exact_frames
+        config.clips, model.num_frames, exact=data.exact_frames
     )
+    guard = VideoGuard(save_dir, num_workers=data.n_worker, timeout=data.decode_timeout)
     dataset = ClipDataset(
         run.train_videos,
         sample_frames=sample_frames,
@@ -235,6 +240,9 @@ def finetune(run: Run) -> None:
         size=model.input_size,
         antialias=False,  # the published crop is scaled with F.interpolate
         seed=config.run.seed,
+        num_sample=data.num_sample,
+        beats=guard.beats(),
+        quarantined=guard.quarantined("train", run.train_videos),
     )
 
     scored = partial(
@@ -242,8 +250,9 @@ def finetune(run: Run) -> None:
         videos=run.val_videos,
         segment_frames=test_sampler(config.clips, model.num_frames),
         clips_per_forward=config.optimization.batch_size,
-        num_workers=config.data.n_worker,
+        num_workers=data.n_worker,
         merge=config.evaluation.merge,
+        guard=guard,
     )
 
     def centre_view(fabric: Fabric, method: Method) -> Mapping[str, float]:
@@ -253,6 +262,7 @@ def finetune(run: Run) -> None:
     fabric = train(
         run,
         dataset,
+        guard=guard,
         augment=training_augment(flip_probability=config.augmentation.flip),
         checkpoint=checkpoint,
         evaluate=centre_view,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kinetics400.data.watch import DECODE_TIMEOUT
+
 # x264's, from fast and large to slow and small.
 Preset = Literal[
     "ultrafast",
@@ -52,9 +54,18 @@ class DataFlags:
     """Another list of validation videos; names without a leading / start from videos_val. (Not
     used by pretraining, whose plan only counts them.)"""
     n_worker: int = 8
-    """Processes per device that decode videos; 0 decodes in the training process."""
+    """Processes per device that decode videos; 0 decodes in the training process, where nothing
+    guards against videos that hang or crash the decoder."""
+    num_sample: int = 1
+    """Clips of each video, decoded once, each cut and augmented its own way (repeated
+    augmentation): a step takes batch_size x num_sample clips per device. Learning rates do not
+    count it."""
     max_bad_share: float = 0.001
-    """Stop (exit code 3) when more than this share of an epoch's videos cannot be read."""
+    """Stop (exit code 3) when more than this share of an epoch's videos cannot be read; below it
+    others stand in for them."""
+    decode_timeout: float = DECODE_TIMEOUT
+    """Seconds after which a worker counts as hung over a video: the run stops with exit code 75,
+    and continues without the video when the command is repeated."""
     exact_frames: bool = False
     """Take exactly the frames of the published rules, and decode all others on the way. Default:
     frames on the grid of the store's layers, which are decoded by themselves

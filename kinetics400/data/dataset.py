@@ -3,19 +3,22 @@
 Shapes: V views, C channels (RGB), T frames, H, W, S output side.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from kinetics400.data import keys, sampling
 from kinetics400.data.annotations import VideoTable
 from kinetics400.data.decode import DecodeError, Scratch, VideoReader
 from kinetics400.data.sampling import Box
+from kinetics400.data.watch import Heartbeats
 
 # A video that cannot be read is replaced by another one; this many in a row mean that it is not
 # the videos: the disk is gone.
@@ -26,6 +29,8 @@ FrameSampler = Callable[[int, float, Sequence[float]], list[int]]
 # (length, fps, segment, number of segments) -> frame numbers
 SegmentSampler = Callable[[int, float, int, int], list[int]]
 BoxSampler = Callable[[int, int, Sequence[float]], Box]  # (height, width, u) -> box
+# (clips (B, C, T, H, W) uint8, keys (B,)) -> clips of the same kind
+FrameAugment = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,15 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training clip (C, T, S, S) uint8, and the videos that failed before this one."""
+    """Training clips (C, T, S, S) uint8 of one video, and the videos that failed before this one.
 
-    clip: Tensor
+    There is one clip, or with repeated augmentation several: the same frames, each time cut and
+    augmented in another way.
+    """
+
+    clips: list[Tensor]
     label: int
-    key: Tensor
+    keys: list[Tensor]
     failures: list[Unreadable] = field(default_factory=list)
 
 
@@ -75,6 +84,23 @@ def resize(images: Tensor, size: tuple[int, int], *, antialias: bool) -> Tensor:
     return F.interpolate(images, size, mode="bilinear", antialias=antialias)
 
 
+@contextmanager
+def opened(
+    table: VideoTable, index: int, beats: Heartbeats | None, quarantined: Mapping[int, str]
+) -> Iterator[VideoReader]:
+    """Open a video where the training process can see that it is being decoded.
+
+    Raises:
+        DecodeError: it cannot be read, or is quarantined and not even tried.
+    """
+    if index in quarantined:
+        raise DecodeError(f"{table.path(index)!r} is quarantined: {quarantined[index]}")
+    worker = get_worker_info()
+    noted = nullcontext() if beats is None else beats.decoding(worker.id if worker else 0, index)
+    with noted, VideoReader(table.path(index)) as reader:
+        yield reader
+
+
 class ClipDataset(Dataset[Sample]):
     """Training clips. An item is (video index, epoch, slot); nothing else decides the result.
 
@@ -89,6 +115,10 @@ class ClipDataset(Dataset[Sample]):
         size: side of the output, pixels.
         antialias: of the scaling.
         seed: of the run.
+        num_sample: clips of each video, all of the same frames, which are decoded once.
+        augment_frames: applied to whole frames, before they are cut.
+        beats: where a worker notes what it decodes.
+        quarantined: videos that have ended a worker, with the reason: they are not opened.
     """
 
     def __init__(
@@ -103,6 +133,10 @@ class ClipDataset(Dataset[Sample]):
         size: int,
         antialias: bool,
         seed: int,
+        num_sample: int = 1,
+        augment_frames: FrameAugment | None = None,
+        beats: Heartbeats | None = None,
+        quarantined: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         self.table = table
         self.sample_frames = sample_frames
@@ -113,40 +147,67 @@ class ClipDataset(Dataset[Sample]):
         self.size = size
         self.antialias = antialias
         self.seed = seed
+        self.num_sample = num_sample
+        self.augment_frames = augment_frames
+        self.beats = beats
+        self.quarantined = quarantined
         self._scratch = Scratch()
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, item: tuple[int, int, int]) -> Sample:
-        """Load a clip; a video that fails is replaced by one drawn from the same key.
+        """Load a video's clips; one that fails is replaced by another, drawn from the same key.
 
-        After `MAX_SUBSTITUTES` the clip is blank and its last failure says so: a worker that
+        After `MAX_SUBSTITUTES` the clips are blank and the last failure says so: a worker that
         raised would stop one rank alone, and the others would wait for it.
         """
         index, epoch, slot = item
-        key = keys.sample_key(self.seed, epoch, slot)
+        repeats = [
+            keys.sample_key(self.seed, epoch, slot, repeat) for repeat in range(self.num_sample)
+        ]
         failures: list[Unreadable] = []
         while len(failures) <= MAX_SUBSTITUTES:
             try:
-                return Sample(self._load(index, key), self.table.label(index), key, failures)
+                clips = self._load(index, repeats)
+                return Sample(clips, self.table.label(index), repeats, failures)
             except DecodeError as error:
                 gave_up = len(failures) == MAX_SUBSTITUTES
                 failures.append(Unreadable(self.table.path(index), str(error), gave_up))
                 if not gave_up:
-                    draw = keys.draws(key, "substitute", len(failures))[-1]
+                    draw = keys.draws(repeats[0], "substitute", len(failures))[-1]
                     index = int(draw * len(self.table))
         blank = torch.zeros(3, self.num_frames, self.size, self.size, dtype=torch.uint8)
-        return Sample(blank, self.table.label(index), key, failures)
+        return Sample([blank] * self.num_sample, self.table.label(index), repeats, failures)
 
-    def _load(self, index: int, key: Tensor) -> Tensor:
-        draws = keys.draws(key, "clip", self.num_frame_draws)
-        with VideoReader(self.table.path(index)) as reader:
+    def _load(self, index: int, repeats: Sequence[Tensor]) -> list[Tensor]:
+        """The clips of one video. Its frames are chosen by the first key, each box by its own."""
+        draws = keys.draws(repeats[0], "clip", self.num_frame_draws)
+        with opened(self.table, index, self.beats, self.quarantined) as reader:
             frames = self.sample_frames(len(reader), reader.fps, draws)
-            draws = keys.draws(key, "crop", self.num_box_draws)
-            box = self.sample_box(reader.height, reader.width, draws)
-            pixels = reader.read(frames, box, scratch=self._scratch)
-        return to_square(pixels, self.size, antialias=self.antialias)
+            height, width = reader.height, reader.width
+            boxes = [
+                self.sample_box(height, width, keys.draws(key, "crop", self.num_box_draws))
+                for key in repeats
+            ]
+            needed = sampling.union(boxes)
+            if self.augment_frames is not None:
+                needed = Box(0, 0, height, width)
+            pixels = reader.read(frames, needed, scratch=self._scratch)
+        return [
+            self._cut(pixels, box.within(needed), key)
+            for box, key in zip(boxes, repeats, strict=True)
+        ]
+
+    def _cut(self, pixels: np.ndarray, box: Box, key: Tensor) -> Tensor:
+        """Cut (T, H, W, C) frames to a clip (C, T, S, S)."""
+        if self.augment_frames is not None:
+            whole = torch.from_numpy(pixels).permute(3, 0, 1, 2)
+            augmented = self.augment_frames(whole[None].clone(), key[None])[0]
+            pixels = augmented.permute(1, 2, 3, 0).numpy()
+        top, left, height, width = box
+        part = pixels[:, top : top + height, left : left + width]
+        return to_square(part, self.size, antialias=self.antialias)
 
 
 class ViewDataset(Dataset[VideoViews]):
@@ -159,6 +220,8 @@ class ViewDataset(Dataset[VideoViews]):
         num_segments: clips along time.
         num_crops: squares along the long side.
         size: side of the output, pixels; the short side is scaled to it.
+        beats: where a worker notes what it decodes.
+        quarantined: videos that have ended a worker, with the reason: they are not opened.
     """
 
     def __init__(
@@ -169,12 +232,16 @@ class ViewDataset(Dataset[VideoViews]):
         num_segments: int,
         num_crops: int,
         size: int,
+        beats: Heartbeats | None = None,
+        quarantined: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         self.table = table
         self.segment_frames = segment_frames
         self.num_segments = num_segments
         self.num_crops = num_crops
         self.size = size
+        self.beats = beats
+        self.quarantined = quarantined
         self._scratch = Scratch()
 
     def __len__(self) -> int:
@@ -183,12 +250,12 @@ class ViewDataset(Dataset[VideoViews]):
     def __getitem__(self, index: int) -> VideoViews:
         path, label = self.table.path(index), self.table.label(index)
         try:
-            return VideoViews(index, label, self._views(path))
+            return VideoViews(index, label, self._views(index))
         except DecodeError as error:
             return VideoViews(index, label, None, Unreadable(path, str(error)))
 
-    def _views(self, path: str) -> Tensor:
-        with VideoReader(path) as reader:
+    def _views(self, index: int) -> Tensor:
+        with opened(self.table, index, self.beats, self.quarantined) as reader:
             height, width = sampling.short_side_size(reader.height, reader.width, self.size)
             segments = [
                 self.segment_frames(len(reader), reader.fps, segment, self.num_segments)

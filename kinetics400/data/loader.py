@@ -2,8 +2,11 @@
 
 import gc
 import os
-from collections.abc import Iterator, Sequence
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +15,8 @@ from torch.utils.data import DataLoader, Sampler
 from kinetics400.batch import Batch
 from kinetics400.data import keys
 from kinetics400.data.dataset import ClipDataset, Sample, Unreadable, VideoViews, ViewDataset
+from kinetics400.data.orphans import die_with_parent
+from kinetics400.data.shared_memory import PREFETCH
 
 # A forked worker must not free what was garbage in its parent: a decoder or converter would wait
 # for threads that only the parent has. Frozen before the fork, as any moment later is too late.
@@ -86,13 +91,60 @@ def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Unreadable]]:
     """Stack samples into a batch; collect the failures behind them."""
     # Pixels stay in the order in which they were decoded (T, H, W, C): stacking copies whole
     # blocks, and the batch (B, C, T, H, W) is a view of them.
-    clips = torch.stack([sample.clip.permute(1, 2, 3, 0) for sample in samples])
+    clips = torch.stack([clip.permute(1, 2, 3, 0) for sample in samples for clip in sample.clips])
     batch = Batch(
         clips.permute(0, 4, 1, 2, 3),
-        torch.tensor([sample.label for sample in samples]),
-        torch.stack([sample.key for sample in samples]),
+        torch.tensor([sample.label for sample in samples for _ in sample.clips]),
+        torch.stack([key for sample in samples for key in sample.keys]),
     )
     return batch, [failure for sample in samples for failure in sample.failures]
+
+
+def on_device(
+    batches: Iterable[tuple[Batch, list[Unreadable]]], device: torch.device
+) -> Iterator[tuple[Batch, list[Unreadable]]]:
+    """Copy batches to a device, on CUDA beside the computation of the step before.
+
+    The host runs ahead of the device: it asks for the next batch while the device is still busy
+    with the last one, so a stream of their own is all that copies need to overlap with it.
+    """
+    if device.type != "cuda":
+        for batch, failures in batches:
+            yield batch.to(device), failures
+        return
+    stream = torch.cuda.Stream(device)
+    for batch, failures in batches:
+        with torch.cuda.stream(stream):
+            copy = batch.to(device, non_blocking=True)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(stream)
+        # Allocated on the copying stream: not to be given away there while it is computed with.
+        for part in (copy.clips, copy.labels, copy.keys):
+            part.record_stream(computing)
+        yield copy, failures
+
+
+def _settle(parent: int, worker: int) -> None:
+    """What a worker does first. Ctrl-C at the terminal is for its parent to handle."""
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Not the parent's handler, which would raise here: a worker has nothing to save.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _worker_options(num_workers: int) -> dict[str, Any]:
+    """What all loaders have in common."""
+    options: dict[str, Any] = {
+        "num_workers": num_workers,
+        # Otherwise the loader would draw from the global generator, and dropout with it.
+        "generator": torch.Generator(),
+    }
+    if num_workers:
+        options["worker_init_fn"] = partial(_settle, os.getpid())
+        options["prefetch_factor"] = PREFETCH
+        if sys.platform == "linux":  # workers share the parent's tables, and die with it
+            options["multiprocessing_context"] = "fork"
+    return options
 
 
 def train_loader(
@@ -111,11 +163,9 @@ def train_loader(
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        # Otherwise the loader would draw from the global generator, and dropout with it.
-        generator=torch.Generator(),
+        **_worker_options(num_workers),
     )
 
 
@@ -127,6 +177,5 @@ def view_loader(
         dataset,
         sampler=range(rank, len(dataset), world_size),
         batch_size=None,
-        num_workers=num_workers,
-        generator=torch.Generator(),
+        **_worker_options(num_workers),
     )

@@ -19,6 +19,10 @@ class Box(NamedTuple):
     height: int
     width: int
 
+    def within(self, outer: "Box") -> "Box":
+        """The same box, counted from another one's corner."""
+        return self._replace(top=self.top - outer.top, left=self.left - outer.left)
+
 
 class View(NamedTuple):
     """One clip and one crop of a test protocol."""
@@ -267,6 +271,18 @@ def random_resized_box(
     box_width = min(width, round(height * aspect))
     box_height = min(height, round(width / aspect))
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+
+
+def union(boxes: Sequence[Box]) -> Box:
+    """The smallest box that holds all of them.
+
+    >>> union([Box(0, 4, 2, 2), Box(3, 1, 1, 1)])
+    Box(top=0, left=1, height=4, width=5)
+    """
+    top, left = min(box.top for box in boxes), min(box.left for box in boxes)
+    bottom = max(box.top + box.height for box in boxes)
+    right = max(box.left + box.width for box in boxes)
+    return Box(top, left, bottom - top, right - left)
 
 
 def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:

@@ -75,7 +75,8 @@ def fit(
         fabric: launched; device, precision and ranks.
         method: on the device, not yet wrapped.
         optimizer: over the method's parameter groups.
-        batches: this rank's micro-batches from `start_step` on, with the videos that failed.
+        batches: this rank's micro-batches from `start_step` on, on the device, with the videos that
+            failed.
         augment: from uint8 batches to normalised ones, on the device.
         plan: see there.
         log: where metrics go.
@@ -101,7 +102,7 @@ def fit(
             meter.data_time += time.perf_counter() - waiting
             if failures and bad_videos is not None:
                 bad_videos.record(step, failures)
-            batch = augment(batch.to(fabric.device, non_blocking=True))
+            batch = augment(batch)
             # All ranks' gradients meet once per step, at its last micro-batch.
             with fabric.no_backward_sync(model, enabled=micro < plan.accumulate - 1):
                 values = model(batch, method.draw(batch.keys))

@@ -106,7 +106,7 @@ def test_ours_and_theirs_read_the_same_clip(
     monkeypatch.setitem(contenders.GRIDS, task, 1)
     sample = of(store, task, ORIGINAL).load(SPOT)
     clip = peers.pyav_clip(store.originals[0], recipe, SPOT.clip_u, SPOT.crop_u)
-    assert np.abs(sample.clip.numpy().astype(float) - clip.numpy()).mean() < 0.5
+    assert np.abs(sample.clips[0].numpy().astype(float) - clip.numpy()).mean() < 0.5
 
 
 def test_units_are_what_is_delivered(store: Store) -> None:
@@ -116,7 +116,7 @@ def test_units_are_what_is_delivered(store: Store) -> None:
     rest = [one for key, one in everyone.items() if key != (FINETUNE, DECORD)]
     assert {one.units for one in rest} == {1}
     assert everyone[EVAL, PYRAMID].load(SPOT).views.shape == (15, 3, 16, 224, 224)
-    assert everyone[PRETRAIN, PYRAMID].load(SPOT).clip.shape == (3, 16, 224, 224)
+    assert everyone[PRETRAIN, PYRAMID].load(SPOT).clips[0].shape == (3, 16, 224, 224)
 
 
 def test_two_samples_of_a_decode_have_two_crops(
@@ -144,8 +144,8 @@ def test_the_second_video_is_read_for_the_second_video(store: Store) -> None:
     """It is too short for a clip, which is then the same from every start."""
     spots = [Spot(1, slot, 0.5, SPOT.crop_u) for slot in (0, 1)]
     first, second = (of(store, PRETRAIN, PYRAMID).load(spot) for spot in spots)
-    assert first.clip[:, -1].equal(first.clip[:, -2])  # its last frame repeats
-    assert not first.clip.equal(second.clip)  # other crops
+    assert first.clips[0][:, -1].equal(first.clips[0][:, -2])  # its last frame repeats
+    assert not first.clips[0].equal(second.clips[0])  # other crops
     for name in (DECORD, PYAV):
         of(store, PRETRAIN, name).load(spots[0])
 

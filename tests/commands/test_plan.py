@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kinetics400.__main__ import run_command
+from kinetics400.data import shared_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -123,21 +124,31 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("name", "command"), [("pretrain", PRETRAIN), ("train", FINETUNE)])
-def test_a_plan_without_data_weights_and_devices(
-    elsewhere: Path, capsys: pytest.CaptureFixture[str], name: str, command: str
+def test_a_plan_without_data_weights_devices_and_memory(
+    elsewhere: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    command: str,
 ) -> None:
     """Everything absent is named, nothing is written, and the real run refuses with the same."""
+    monkeypatch.setattr(shared_memory, "free_bytes", lambda: 8 << 20)
     flags = [*flags_of(command), "--accelerator", "cuda", "--n_device", "99"]
     plan = plan_of(capsys, name, *flags)
     kinds = [text.partition(":")[0] for text in plan["missing"]]
-    assert set(kinds) == {"devices", "data"} | ({"weights"} if name == "train" else set())
+    assert set(kinds) == {"devices", "data", "shared memory"} | (
+        {"weights"} if name == "train" else set()
+    )
     assert (plan["train_videos"], plan["val_videos"]) == (240_436, 19_796)
     assert list(elsewhere.iterdir()) == []
 
     assert run_command(name, flags) == 2
     told = capsys.readouterr()
     assert told.out == ""
-    for expected in ("99", "kinetics400_train_list_videos.txt", "data.preprocess"):
+    # 99 processes, 16 workers with 2 batches each and one in use, 64 or 32 uint8 clips of 2.4 MB.
+    gigabytes = 99 * 33 * {"pretrain": 64, "train": 32}[name] * 3 * 16 * 224 * 224 / 1e9
+    memory = f"need {gigabytes:.2f} GB of /dev/shm"
+    for expected in ("99", "kinetics400_train_list_videos.txt", "data.preprocess", memory):
         assert expected in told.err
     if name == "train":
         assert "pretrained_weights" in told.err

@@ -19,6 +19,7 @@ from kinetics400.data.annotations import VideoTable
 from kinetics400.data.dataset import ClipDataset, ViewDataset, to_square
 from kinetics400.data.decode import VideoReader
 from kinetics400.data.library import open_split
+from kinetics400.data.watch import Heartbeats
 
 MakeVideo = Callable[..., Path]
 SIZE = 32
@@ -131,17 +132,17 @@ def test_a_clip_is_the_cut_from_a_full_decode(library: Path) -> None:
         left = int(u_crop * 10)
         cut = torch.from_numpy(frames[:, 2:32, left : left + 28]).permute(0, 3, 1, 2)
         expected = F.interpolate(cut, (SIZE, SIZE), mode="bilinear", antialias=True)
-        assert torch.equal(sample.clip, expected.transpose(0, 1))
+        assert torch.equal(sample.clips[0], expected.transpose(0, 1))
         assert (sample.label, sample.failures) == (index % 4, [])
-        assert sample.key == key
+        assert sample.keys[0] == key
 
 
 def test_clips_differ_between_epochs_slots_and_seeds(library: Path) -> None:
     table = open_split(library, "train", num_classes=4)
     items = [(0, (9, 0, 0)), (0, (9, 1, 0)), (0, (9, 0, 1)), (1, (9, 0, 0))]
-    found = [clips(table, seed=seed)[item].clip for seed, item in items]
+    found = [clips(table, seed=seed)[item].clips[0] for seed, item in items]
     assert len({clip.numpy().tobytes() for clip in found}) == 4
-    again = clips(table, seed=0)[(9, 0, 0)].clip
+    again = clips(table, seed=0)[(9, 0, 0)].clips[0]
     assert torch.equal(again, found[0])
 
 
@@ -165,9 +166,9 @@ def test_a_bad_video_is_replaced_by_a_fixed_other_one(damaged: VideoTable) -> No
         while tried[-1] in (4, 6):
             tried.append(draws[len(tried) - 1])
         honest = clips(damaged)[(tried[-1], 0, slot)]
-        assert torch.equal(sample.clip, honest.clip)
+        assert torch.equal(sample.clips[0], honest.clips[0])
         assert sample.label == tried[-1] % 4
-        assert torch.equal(sample.key, key)
+        assert torch.equal(sample.keys[0], key)
         assert [failure.path for failure in sample.failures] == [
             damaged.path(index) for index in tried[:-1]
         ]
@@ -186,8 +187,8 @@ def test_after_nine_bad_videos_in_a_row_the_clip_is_blank_and_says_so(damaged: V
         Path(damaged.path(index)).unlink(missing_ok=True)
     sample = clips(damaged)[(0, 0, 0)]
     assert [failure.gave_up for failure in sample.failures] == [False] * 8 + [True]
-    assert (sample.clip.shape, sample.clip.dtype) == ((3, 4, SIZE, SIZE), torch.uint8)
-    assert not sample.clip.any()
+    assert (sample.clips[0].shape, sample.clips[0].dtype) == ((3, 4, SIZE, SIZE), torch.uint8)
+    assert not sample.clips[0].any()
 
 
 def test_eight_bad_videos_in_a_row_do_not(damaged: VideoTable) -> None:
@@ -203,7 +204,7 @@ def test_eight_bad_videos_in_a_row_do_not(damaged: VideoTable) -> None:
     sample = clips(damaged)[(0, 0, slot)]
     assert (len(sample.failures), sample.label) == (8, last % 4)
     assert not any(failure.gave_up for failure in sample.failures)
-    assert torch.equal(sample.clip, clips(damaged)[(last, 0, slot)].clip)
+    assert torch.equal(sample.clips[0], clips(damaged)[(last, 0, slot)].clips[0])
 
 
 # --- test views -----------------------------------------------------------------------------------
@@ -298,7 +299,7 @@ def test_a_clip_of_a_pyramid_is_the_cut_from_its_full_decode(
             frames = sampling.pretraining_frames(75, 4, 4, u, grid=grid)
             cut = torch.from_numpy(whole[frames][:, 2:32, left : left + 28]).permute(0, 3, 1, 2)
             expected = F.interpolate(cut, (SIZE, SIZE), mode="bilinear", antialias=True)
-            assert torch.equal(dataset[(0, 0, slot)].clip, expected.transpose(0, 1))
+            assert torch.equal(dataset[(0, 0, slot)].clips[0], expected.transpose(0, 1))
             starts.add(frames[0] % 4)
         assert (starts == {0}) == (grid == 4)
 
@@ -315,7 +316,7 @@ def test_samplers_get_length_rate_and_as_many_numbers_as_they_ask_for(
 
     dataset = clips(VideoTable.from_rows([(str(path), 0)]))
     dataset.sample_frames, dataset.num_frame_draws = frames, 7
-    assert dataset[(0, 2, 3)].clip.shape[1] == 2
+    assert dataset[(0, 2, 3)].clips[0].shape[1] == 2
     expected = keys.uniform(keys.sample_key(0, 2, 3), "clip", 7).tolist()
     assert asked == [(41, 25.0, expected)]
 
@@ -324,9 +325,9 @@ def test_a_clip_stays_when_the_next_one_is_loaded(library: Path) -> None:
     """Also where nothing was scaled: the memory of its pixels is used again."""
     dataset = clips(open_split(library, "train", num_classes=4))
     dataset.sample_box = lambda height, width, u: sampling.Box(0, 0, SIZE, SIZE)
-    first = dataset[(3, 0, 0)].clip
+    first = dataset[(3, 0, 0)].clips[0]
     copy = first.clone()
-    second = dataset[(4, 0, 1)].clip
+    second = dataset[(4, 0, 1)].clips[0]
     assert torch.equal(first, copy) and not torch.equal(first, second)
 
 
@@ -398,3 +399,162 @@ def test_a_list_of_tuples_would_cost_each_worker_a_copy() -> None:
         return path, label
 
     assert growth_in_a_worker(row, passes=1) > 30
+
+
+# --- repeated augmentation ------------------------------------------------------------------------
+
+
+def repeated(table: VideoTable, num_sample: int, **more: Any) -> ClipDataset:
+    """Boxes that differ in place and in size."""
+    return ClipDataset(
+        table,
+        sample_frames=lambda length, fps, u: sampling.pretraining_frames(length, 4, 3, u[0]),
+        num_frame_draws=1,
+        num_frames=4,
+        sample_box=_any_box,
+        num_box_draws=4,
+        size=SIZE,
+        antialias=False,
+        seed=7,
+        num_sample=num_sample,
+        **more,
+    )
+
+
+def _any_box(height: int, width: int, u: Sequence[float]) -> sampling.Box:
+    inner = (int(8 + u[0] * (height - 8)), int(8 + u[1] * (width - 8)))
+    return sampling.Box(int(u[2] * (height - inner[0])), int(u[3] * (width - inner[1])), *inner)
+
+
+def test_repeats_are_cut_from_the_same_frames_each_by_its_own_key(library: Path) -> None:
+    table = open_split(library, "train", num_classes=4)
+    for slot in range(5):
+        sample = repeated(table, 3)[(slot, 1, slot)]
+        expected_keys = [keys.sample_key(7, 1, slot, repeat) for repeat in range(3)]
+        assert torch.equal(torch.stack(sample.keys), torch.stack(expected_keys))
+        frames = decode_all(table.path(slot))
+        u = keys.uniform(expected_keys[0], "clip", 1).tolist()
+        chosen = frames[sampling.pretraining_frames(len(frames), 4, 3, u[0])]
+        for clip, key in zip(sample.clips, expected_keys, strict=True):
+            box = _any_box(*frames.shape[1:3], keys.uniform(key, "crop", 4).tolist())
+            top, left, height, width = box
+            cut = chosen[:, top : top + height, left : left + width]
+            assert torch.equal(clip, to_square(cut, SIZE, antialias=False))
+        assert len({clip.numpy().tobytes() for clip in sample.clips}) == 3
+
+
+def test_the_first_of_several_clips_is_the_only_one_of_one(library: Path) -> None:
+    table = open_split(library, "train", num_classes=4)
+    one, three = (repeated(table, n)[(2, 0, 5)] for n in (1, 3))
+    assert torch.equal(one.clips[0], three.clips[0])
+    assert torch.equal(one.keys[0], three.keys[0])
+
+
+def test_a_video_is_decoded_once_for_all_its_clips(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = open_split(library, "train", num_classes=4)
+    asked: list[int] = []
+    read = VideoReader.frames
+
+    def counted(self: VideoReader, indices: Sequence[int]) -> Any:
+        asked.append(len(indices))
+        return read(self, indices)
+
+    monkeypatch.setattr(VideoReader, "frames", counted)
+    assert len(repeated(table, 4)[(0, 0, 0)].clips) == 4
+    assert asked == [4]
+
+
+# --- augmentation before the cut ------------------------------------------------------------------
+
+
+def _inverted_by_key(clips: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Every other sample inverted, in place: whoever gives memory away must not need it again."""
+    assert (clips.shape[0], clips.dtype, key.shape) == (1, torch.uint8, (1,))
+    if keys.uniform(key, "test", 1)[0, 0] < 0.5:
+        clips.bitwise_not_()
+    return clips
+
+
+def test_whole_frames_are_augmented_before_they_are_cut(library: Path) -> None:
+    """Each repeat by its own key, from frames that the repeat before it has not touched."""
+    table = open_split(library, "train", num_classes=4)
+    plain = repeated(table, 6)[(1, 0, 1)]
+    shapes = []
+
+    def augment(clips: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(clips.shape))
+        return _inverted_by_key(clips, key)
+
+    found = repeated(table, 6, augment_frames=augment)[(1, 0, 1)]
+    frames = decode_all(table.path(1))
+    assert set(shapes) == {(1, 3, 4, *frames.shape[1:3])}
+    turned = [keys.draws(key, "test", 1)[0] < 0.5 for key in plain.keys]
+    assert set(turned) == {True, False}
+    for before, after, turn in zip(plain.clips, found.clips, turned, strict=True):
+        expected = 255 - before.int() if turn else before.int()
+        assert (after.int() - expected).abs().max() <= 2  # two roundings when scaling
+
+
+# --- quarantine -----------------------------------------------------------------------------------
+
+
+def test_a_quarantined_video_is_not_opened_and_others_stay_what_they_were(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = open_split(library, "train", num_classes=4)
+    opened: list[str] = []
+    honest = [clips(table)[(index, 0, index)] for index in range(6)]
+    init = VideoReader.__init__
+
+    def noted(self: VideoReader, path: str) -> None:
+        opened.append(path)
+        init(self, path)
+
+    monkeypatch.setattr(VideoReader, "__init__", noted)
+    dataset = clips(table)
+    dataset.quarantined = {3: "hung, no frame after 60 s"}
+    for index in range(6):
+        sample = dataset[(index, 0, index)]
+        if index == 3:
+            (failure,) = sample.failures
+            assert failure.path == table.path(3)
+            assert "quarantined: hung, no frame after 60 s" in failure.reason
+            assert not torch.equal(sample.clips[0], honest[3].clips[0])
+        else:
+            assert sample.failures == []
+            assert torch.equal(sample.clips[0], honest[index].clips[0])
+    assert table.path(3) not in opened
+
+
+def test_a_quarantined_video_of_a_test_counts_as_unreadable(library: Path) -> None:
+    table = open_split(library, "val", num_classes=4)
+    dataset = ViewDataset(
+        table,
+        segment_frames=_segment_frames,
+        num_segments=1,
+        num_crops=1,
+        size=16,
+        quarantined={2: "crashed, signal 11"},
+    )
+    assert dataset[1].views is not None
+    refused = dataset[2]
+    assert refused.views is None and refused.failure is not None
+    assert "quarantined: crashed" in refused.failure.reason
+
+
+def test_a_worker_notes_the_video_only_while_it_reads_it(library: Path) -> None:
+    table = open_split(library, "train", num_classes=4)
+    beats = Heartbeats(0)
+    seen = []
+
+    def frames(length: int, fps: float, u: Sequence[float]) -> list[int]:
+        seen.append(beats.row(0)[1])
+        return sampling.pretraining_frames(length, 4, 3, u[0])
+
+    dataset = clips(table)
+    dataset.beats, dataset.sample_frames = beats, frames
+    dataset[(5, 0, 0)]
+    assert seen == [5]
+    assert beats.row(0)[1] == -1

@@ -99,7 +99,7 @@ def test_starting_in_the_middle_skips_and_changes_nothing(start: int) -> None:
 # --- with videos ----------------------------------------------------------------------------------
 
 
-def dataset(library: Path) -> ClipDataset:
+def dataset(library: Path, num_sample: int = 1) -> ClipDataset:
     return ClipDataset(
         open_split(library, "train", num_classes=4),
         sample_frames=_frames,
@@ -110,6 +110,7 @@ def dataset(library: Path) -> ClipDataset:
         size=32,
         antialias=True,
         seed=3,
+        num_sample=num_sample,
     )
 
 
@@ -131,11 +132,16 @@ def _box(height: int, width: int, u: list[float]) -> sampling.Box:
 
 
 def load(
-    library: Path, layout: Layout, *, start: int = 0, stop: int = 4, workers: int = 0
+    library: Path,
+    layout: Layout,
+    *,
+    start: int = 0,
+    stop: int = 4,
+    workers: int = 0,
+    num_sample: int = 1,
 ) -> list[Batch]:
-    loader = train_loader(
-        dataset(library), layout, start_step=start, total_steps=stop, num_workers=workers
-    )
+    clips = dataset(library, num_sample)
+    loader = train_loader(clips, layout, start_step=start, total_steps=stop, num_workers=workers)
     return [batch for batch, failures in loader if not failures]
 
 
@@ -150,16 +156,34 @@ def plain(library: Path) -> list[Batch]:
     return load(library, Layout(batch_size=8))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(library: Path, plain: list[Batch], workers: int) -> None:
-    found = load(library, Layout(batch_size=8), workers=workers)
-    assert [content(batch) for batch in found] == [content(batch) for batch in plain]
+@pytest.mark.parametrize(("workers", "start"), [(1, 0), (2, 0), (4, 0), (0, 1), (1, 3), (4, 2)])
+def test_workers_and_resuming_change_nothing(
+    library: Path, plain: list[Batch], workers: int, start: int
+) -> None:
+    found = load(library, Layout(batch_size=8), start=start, workers=workers)
+    assert [content(batch) for batch in found] == [content(batch) for batch in plain[start:]]
     assert plain[0].clips.shape == (8, 3, 4, 32, 32)
 
 
-def test_resuming_loads_the_same_batches(library: Path, plain: list[Batch]) -> None:
-    found = load(library, Layout(batch_size=8), start=2, workers=1)
-    assert [content(batch) for batch in found] == [content(batch) for batch in plain[2:]]
+@pytest.mark.parametrize("workers", [0, 2])
+def test_repeats_lie_beside_each_other(library: Path, plain: list[Batch], workers: int) -> None:
+    """Video by video, as published; the first clip of each is the one there is without repeats."""
+    found = load(library, Layout(batch_size=8), num_sample=3, workers=workers)
+    for batch, single in zip(found, plain, strict=True):
+        assert len(batch) == 24
+        first = Batch(batch.clips[::3], batch.labels[::3], batch.keys[::3])
+        assert content(first) == content(single)
+        assert batch.labels.view(8, 3).eq(single.labels[:, None]).all()
+        assert len(set(batch.keys.tolist())) == 24
+
+
+def test_epochs_slots_and_repeats_differ(library: Path) -> None:
+    """No two clips of two epochs are the same, though each video is in both."""
+    found = load(library, Layout(batch_size=8), stop=6, num_sample=2)  # 3 steps per epoch
+    all_keys = torch.cat([batch.keys for batch in found])
+    all_clips = torch.cat([batch.clips for batch in found])
+    assert len(set(all_keys.tolist())) == len(all_keys) == 96
+    assert len({clip.numpy().tobytes() for clip in all_clips}) > 90  # short clips may coincide
 
 
 def test_two_ranks_load_the_clips_of_one(library: Path, plain: list[Batch]) -> None:
@@ -179,8 +203,8 @@ def test_two_ranks_load_the_clips_of_one(library: Path, plain: list[Batch]) -> N
 def test_a_batch_is_its_samples_one_after_the_other(library: Path, plain: list[Batch]) -> None:
     """Pixels lie in memory as they were decoded; the batch's axes are the samples' own."""
     samples = [dataset(library)[item] for item in items(Layout(batch_size=8), 24, range(1))[0]]
-    assert torch.equal(plain[0].clips, torch.stack([sample.clip for sample in samples]))
-    assert torch.equal(plain[0].keys, torch.stack([sample.key for sample in samples]))
+    assert torch.equal(plain[0].clips, torch.stack([sample.clips[0] for sample in samples]))
+    assert torch.equal(plain[0].keys, torch.stack([sample.keys[0] for sample in samples]))
 
 
 def test_labels_belong_to_their_clips(library: Path, plain: list[Batch]) -> None:

@@ -1,0 +1,116 @@
+"""Keep a run safe from videos that hang or crash the decoder: name them, stop, skip them next time.
+
+A worker that dies takes its batch with it, and the other ranks would wait for that for ever; so the
+run stops in order (exit code 75), and repeating the command continues without the video.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+from kinetics400.data.annotations import VideoTable
+from kinetics400.data.dataset import ClipDataset, ViewDataset
+from kinetics400.data.library import Quarantined, read_quarantine
+from kinetics400.data.storage import append_json_lines
+from kinetics400.data.watch import DECODE_TIMEOUT, Heartbeats, WorkerWatch
+from kinetics400.errors import DataError, Stopped
+
+Item = TypeVar("Item")
+
+# The system kills the largest process when memory is short: once proves nothing against a video.
+STRIKES = {"killed": 2}
+
+
+class VideoGuard:
+    """Watches a run's workers, and remembers the videos that ended one.
+
+    Args:
+        save_dir: where quarantine.jsonl lies; None remembers nothing.
+        num_workers: of each loader.
+        timeout: seconds that the decoding of one video may take.
+    """
+
+    def __init__(
+        self, save_dir: Path | None, *, num_workers: int, timeout: float = DECODE_TIMEOUT
+    ) -> None:
+        self._file = None if save_dir is None else save_dir / "quarantine.jsonl"
+        self._num_workers = num_workers
+        self._timeout = timeout
+        self._known = self._rows()
+
+    def beats(self) -> Heartbeats:
+        """Where the workers of one loader note what they decode."""
+        return Heartbeats(self._num_workers)
+
+    def quarantined(self, split: str, table: VideoTable) -> dict[int, str]:
+        """Videos of a split that are not to be opened, with the reason.
+
+        They keep their places in the epoch's order, and others stand in for them: so all other
+        samples of the run stay what they were.
+        """
+        own = [row for row in self._known if row.split == split]
+        strikes = Counter((row.path, row.reason) for row in own)
+        reasons = {
+            row.path: f"{row.reason}, {row.detail}"
+            for row in own
+            if strikes[row.path, row.reason] >= STRIKES.get(row.reason, 1)
+        }
+        if not reasons:
+            return {}
+        places = ((i, table.name(i)) for i in range(len(table)))
+        return {i: reasons[name] for i, name in places if name in reasons}
+
+    @contextmanager
+    def watching(
+        self, loader: Iterable[Item], dataset: ClipDataset | ViewDataset, split: str
+    ) -> Iterator[Iterator[Item]]:
+        """Start a loader; while the block lasts, no worker hangs and none dies unexplained.
+
+        Raises:
+            Stopped: a video has ended a worker, of this rank or another; it is named.
+            DataError: the same where nothing can be remembered.
+        """
+        assert dataset.beats is not None
+        watch = WorkerWatch(dataset.beats, timeout=self._timeout)
+        try:
+            with watch.watching(loader) as items:
+                yield items
+        except RuntimeError as error:
+            # torch raises it when a worker dies, wherever the training loop then is; a rank whose
+            # peer has stopped for this reason finds its connection closed.
+            found = [
+                Quarantined(split, dataset.table.name(one.index), one.reason, one.detail)
+                for one in watch.culprits()
+            ]
+            if self._file is not None and found:
+                append_json_lines(self._file, [asdict(row) for row in found])
+            new = self._rows()[len(self._known) :] if self._file is not None else found
+            if new:
+                raise self._verdict(new) from error
+            if watch.is_broken():
+                raise Stopped(
+                    "a loader's worker was ended from outside; repeat the command to continue."
+                ) from error
+            raise
+
+    def _verdict(self, rows: list[Quarantined]) -> Exception:
+        named = "; ".join(
+            f"{row.split} video {row.path!r} ({row.reason}: {row.detail})" for row in rows
+        )
+        if self._file is None:
+            return DataError(
+                f"decoding ended a worker: {named}. Run `python -m data.preprocess`, or take the "
+                "video from the list."
+            )
+        skipped = all(row.reason not in STRIKES for row in rows)
+        what = "without it" if skipped else "and tries it once more"
+        return Stopped(
+            f"decoding ended a worker: {named}. It stands in {self._file}; repeating the command "
+            f"continues {what}."
+        )
+
+    def _rows(self) -> list[Quarantined]:
+        return [] if self._file is None else read_quarantine(self._file)
