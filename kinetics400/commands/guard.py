@@ -4,7 +4,8 @@ A worker that dies takes its batch with it, and the other ranks would wait for t
 run stops in order (exit code 75), and repeating the command continues without the video.
 """
 
-from collections import Counter
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -51,12 +52,10 @@ class VideoGuard:
         They keep their places in the epoch's order, and others stand in for them: so all other
         samples of the run stay what they were.
         """
-        own = [row for row in self._known if row.split == split]
-        strikes = Counter((row.path, row.reason) for row in own)
         reasons = {
             row.path: f"{row.reason}, {row.detail}"
-            for row in own
-            if strikes[row.path, row.reason] >= STRIKES.get(row.reason, 1)
+            for row in self._known
+            if row.split == split and self._is_out(row)
         }
         if not reasons:
             return {}
@@ -83,14 +82,24 @@ class VideoGuard:
             # peer has stopped for this reason finds its connection closed.
             found = [
                 Quarantined(split, dataset.table.name(one.index), one.reason, one.detail)
-                for one in watch.culprits()
+                for one in watch.culprits
             ]
             if self._file is not None and found:
                 append_json_lines(self._file, [asdict(row) for row in found])
             new = self._rows()[len(self._known) :] if self._file is not None else found
+            if new and os.environ.get("LOCAL_RANK", "0") != "0":
+                # Rank 0 finds its connection closed, and says why it stops. Were this an error, the
+                # launcher would kill rank 0 first.
+                sys.exit(0)
             if new:
                 raise self._verdict(new) from error
-            if watch.is_broken():
+            if watch.is_stalled:
+                raise Stopped(
+                    "the loader's workers had nothing left to decode, and yet a batch never came: "
+                    "look for their errors above (is /dev/shm full?). Repeat the command to "
+                    "continue, with a lower --n_worker if need be."
+                ) from error
+            if watch.is_broken:
                 raise Stopped(
                     "a loader's worker was ended from outside; repeat the command to continue."
                 ) from error
@@ -105,12 +114,16 @@ class VideoGuard:
                 f"decoding ended a worker: {named}. Run `python -m data.preprocess`, or take the "
                 "video from the list."
             )
-        skipped = all(row.reason not in STRIKES for row in rows)
-        what = "without it" if skipped else "and tries it once more"
+        what = "without it" if all(self._is_out(row) for row in rows) else "and tries it once more"
         return Stopped(
             f"decoding ended a worker: {named}. It stands in {self._file}; repeating the command "
             f"continues {what}."
         )
+
+    def _is_out(self, row: Quarantined) -> bool:
+        """Whether a video of the quarantine's file has struck often enough."""
+        alike = [(one.split, one.path, one.reason) for one in self._rows()]
+        return alike.count((row.split, row.path, row.reason)) >= STRIKES.get(row.reason, 1)
 
     def _rows(self) -> list[Quarantined]:
         return [] if self._file is None else read_quarantine(self._file)

@@ -3,6 +3,7 @@
 A worker writes down which video it is about to decode where its parent can see it. No torch.
 """
 
+import math
 import os
 import signal
 import threading
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 Item = TypeVar("Item")
 
@@ -65,6 +66,12 @@ class WorkerWatch:
     Args:
         beats: the workers' notes.
         timeout: seconds that one video may take.
+
+    Attributes:
+        culprits: videos on which workers have ended.
+        is_broken: whether a worker has ended before its time, on a video or not.
+        is_stalled: whether nothing has come although no worker had anything left to decode: a batch
+            was lost on its way, as happens when shared memory is full.
     """
 
     def __init__(self, beats: Heartbeats, *, timeout: float) -> None:
@@ -73,10 +80,18 @@ class WorkerWatch:
         self._workers: list[BaseProcess] = []
         self._hung: dict[int, Culprit] = {}  # by process
         self._stop = threading.Event()
+        self._waiting_since = math.inf
+        self.culprits: list[Culprit] = []
+        self.is_broken = False
+        self.is_stalled = False
 
     @contextmanager
     def watching(self, loader: Iterable[Item]) -> Iterator[Iterator[Item]]:
-        """Start the loader and watch its workers while the block lasts."""
+        """Start the loader and watch its workers while the block lasts.
+
+        torch raises a RuntimeError when a worker dies, wherever the block then is; it goes on to
+        the caller, and `culprits` and `is_broken` tell what it was about.
+        """
         before = set(active_children())
         items = iter(loader)
         self._workers = [child for child in active_children() if child not in before]
@@ -84,45 +99,77 @@ class WorkerWatch:
         if self._workers:
             thread.start()
         try:
-            yield items
+            yield self._timed(items)
+        except RuntimeError:
+            # torch would raise again for every child that ends from now on, whatever child.
+            handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            try:
+                self._note_deaths()
+                self._end_workers(items)
+            finally:
+                signal.signal(signal.SIGCHLD, handler)
+            raise
         finally:
             self._stop.set()
             if self._workers:
                 thread.join()
 
-    def culprits(self) -> list[Culprit]:
-        """Videos on which workers have ended so far."""
-        found = []
+    def _timed(self, items: Iterator[Item]) -> Iterator[Item]:
+        while True:
+            self._waiting_since = time.monotonic()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            finally:
+                self._waiting_since = math.inf
+            yield item
+
+    def _note_deaths(self) -> None:
         rows = [self._beats.row(worker) for worker in range(self._beats.num_rows)]
         decoding = {pid: video for pid, video, _ in rows if video != _IDLE}
         for process in self._workers:
-            if process.exitcode in (None, 0, -signal.SIGTERM):  # that one comes from outside
+            if process.exitcode in (None, 0):
                 continue
             assert process.pid is not None and process.exitcode is not None
+            self.is_broken = True
             if process.pid in self._hung:
-                found.append(self._hung[process.pid])
-            elif process.pid in decoding:
-                found.append(Culprit(decoding[process.pid], *_cause(process.exitcode)))
-        return found
+                self.culprits.append(self._hung[process.pid])
+            elif process.pid in decoding and process.exitcode != -signal.SIGTERM:
+                # (Who sends SIGTERM means the run.)
+                self.culprits.append(Culprit(decoding[process.pid], *_cause(process.exitcode)))
 
-    def is_broken(self) -> bool:
-        """Whether a worker has ended before its time, on a video or not."""
-        return any(process.exitcode not in (None, 0) for process in self._workers)
+    def _end_workers(self, items: Iterator[Any]) -> None:
+        """They have nothing to save; and the loader must forget them, or it goes on raising."""
+        if not self.is_broken:
+            return
+        for process in self._workers:
+            process.kill()
+            process.join()
+        cast(Any, items)._shutdown_workers()  # there is no public name for it
 
     def _look(self) -> None:
         seen: list[tuple[int, int, int] | None] = [None] * self._beats.num_rows
+        last_busy = time.monotonic()
         while not self._stop.wait(LOOK_EVERY):
+            now = time.monotonic()
             for worker, before in enumerate(seen):
                 row = self._beats.row(worker)
                 seen[worker] = row
                 pid, video, since = row
-                seconds = (time.monotonic_ns() - since) / 1e9
-                # Seen twice: a row that was being written says nothing.
-                if row != before or video == _IDLE or seconds <= self._timeout or pid in self._hung:
+                if video == _IDLE:
                     continue
-                detail = f"no frame after {seconds:.0f} s (--decode_timeout {self._timeout:g})"
-                self._hung[pid] = Culprit(video, "hung", detail)
-                os.kill(pid, signal.SIGKILL)  # the loader notices, and so does the training loop
+                last_busy = now
+                seconds = now - since / 1e9
+                # Seen twice: a row that was being written says nothing.
+                if row == before and seconds > self._timeout and pid not in self._hung:
+                    detail = f"no frame after {seconds:.0f} s (--decode_timeout {self._timeout:g})"
+                    self._hung[pid] = Culprit(video, "hung", detail)
+                    os.kill(pid, signal.SIGKILL)  # the loader notices, and so does the loop
+            if now - max(last_busy, self._waiting_since) > self._timeout:
+                self.is_stalled = True
+                self._workers[0].kill()
+                return
 
 
 def _cause(exitcode: int) -> tuple[str, str]:

@@ -16,7 +16,14 @@ from kinetics400.data.watch import Heartbeats, WorkerWatch
 TIMEOUT = 0.6
 
 
-class Work(Dataset[int]):
+class Unsendable:
+    """The queue's thread fails on it, and says so on standard error only."""
+
+    def __reduce__(self) -> Any:
+        raise OSError("No space left on device")
+
+
+class Work(Dataset[Any]):
     """Item 5 does something to the process that decodes it."""
 
     def __init__(self, fault: str | None, num_workers: int) -> None:
@@ -26,12 +33,12 @@ class Work(Dataset[int]):
     def __len__(self) -> int:
         return 12
 
-    def __getitem__(self, index: int) -> int:
+    def __getitem__(self, index: int) -> Any:
         worker = get_worker_info()
         with self.beats.decoding(worker.id if worker else 0, index):
             if index == 5 and self.fault is not None:
                 FAULTS[self.fault]()
-        return index
+        return Unsendable() if index == 5 and self.fault == "lost" else index
 
 
 def asleep() -> None:
@@ -56,6 +63,7 @@ FAULTS = {
     "left": lambda: os._exit(7),
     "asleep": asleep,
     "slow": slowly,
+    "lost": lambda: None,
     "wrong": wrongly,
 }
 
@@ -106,8 +114,8 @@ def test_the_video_that_ended_a_worker_is_named(fault: str, reason: str, detail:
         consume(Work(fault, 2), 2)
     assert time.monotonic() - started < TIMEOUT + 5
     (own,) = FOUND
-    assert own.is_broken()
-    (culprit,) = own.culprits()
+    assert own.is_broken
+    (culprit,) = own.culprits
     assert (culprit.index, culprit.reason) == (5, reason)
     assert detail in culprit.detail
 
@@ -116,8 +124,8 @@ def test_a_worker_that_is_ended_from_outside_accuses_nobody() -> None:
     with pytest.raises(RuntimeError):
         consume(Work("terminated", 2), 2)
     (own,) = FOUND
-    assert own.is_broken()
-    assert own.culprits() == []
+    assert own.is_broken
+    assert own.culprits == []
 
 
 @pytest.mark.parametrize("fault", [None, "slow"])
@@ -125,14 +133,25 @@ def test_a_worker_that_is_ended_from_outside_accuses_nobody() -> None:
 def test_sound_videos_are_left_alone(fault: str | None, num_workers: int) -> None:
     found, own = consume(Work(fault, num_workers), num_workers)
     assert found == list(range(12))
-    assert (own.culprits(), own.is_broken()) == ([], False)
+    assert (own.culprits, own.is_broken) == ([], False)
 
 
 def test_a_worker_that_waits_for_its_parent_does_not_hang() -> None:
     """Its note goes with the video: an idle worker has none, however long nobody asks it."""
     found, own = consume(Work(None, 2), 2, pause=TIMEOUT / 4)
     assert found == list(range(12))
-    assert own.culprits() == []
+    assert own.culprits == []
+
+
+def test_a_batch_that_is_lost_on_its_way_is_not_waited_for() -> None:
+    """As when shared memory is full: the worker goes on, and what it made is gone."""
+    started = time.monotonic()
+    with pytest.raises(RuntimeError):
+        consume(Work("lost", 2), 2)
+    assert time.monotonic() - started < TIMEOUT + 5
+    (own,) = FOUND
+    assert own.is_stalled
+    assert own.culprits == []
 
 
 def test_an_error_is_no_death() -> None:
@@ -141,7 +160,7 @@ def test_an_error_is_no_death() -> None:
     with pytest.raises(ValueError, match="this video"):
         consume(work, 1)
     (own,) = FOUND
-    assert own.culprits() == []
+    assert own.culprits == []
     assert work.beats.row(0)[1] == -1
 
 
