@@ -88,7 +88,9 @@ def _resample(clips: Tensor, source_y: Tensor | None, source_x: Tensor | None) -
     )
     sums = sums.view(num_clips, height * width, -1)
     sums.add_(outside.view(num_clips, -1, 1).mul_(FILL).add_(MARGIN)).clamp_(0, 255)
-    return sums.transpose(1, 2).contiguous().to(torch.uint8).view(clips.shape)
+    for plane, table in zip(planes, sums, strict=True):
+        plane.copy_(table.t())  # one by one: torch is quick at turning single matrices only
+    return planes.to(torch.uint8).view(clips.shape)
 
 
 def _taps(centres: Tensor, source: Tensor | None, size: int) -> tuple[Tensor, Tensor, Tensor]:

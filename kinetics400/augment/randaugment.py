@@ -19,6 +19,8 @@ from kinetics400.batch import contiguous
 from kinetics400.data import keys
 
 MAX_MAGNITUDE = 10
+# So many frames of 224 × 224, in float32, fit into a core's cache.
+CPU_FRAMES = 4
 
 
 class Operation(NamedTuple):
@@ -28,6 +30,8 @@ class Operation(NamedTuple):
     """(clips) or (clips, arguments (B,)) -> clips."""
     argument: Callable[[float, int], float] | None = None
     """(magnitude 0 to 10, sign) -> the operation's argument; None where it takes none."""
+    frame_by_frame: bool = True
+    """Some frames cost what they weigh. Geometry prepares something for all of them."""
 
 
 def _enhancement(magnitude: float, sign: int) -> float:
@@ -43,7 +47,7 @@ OPERATIONS: dict[str, Operation] = {
     "AutoContrast": Operation(operations.autocontrast),
     "Equalize": Operation(operations.equalize),
     "Invert": Operation(operations.invert),
-    "Rotate": Operation(geometry.rotate, _signed(30.0)),
+    "Rotate": Operation(geometry.rotate, _signed(30.0), frame_by_frame=False),
     "PosterizeIncreasing": Operation(
         operations.posterize, lambda magnitude, _: 4 - int(magnitude / MAX_MAGNITUDE * 4)
     ),
@@ -57,10 +61,10 @@ OPERATIONS: dict[str, Operation] = {
     "ContrastIncreasing": Operation(operations.contrast, _enhancement),
     "BrightnessIncreasing": Operation(operations.brightness, _enhancement),
     "SharpnessIncreasing": Operation(operations.sharpness, _enhancement),
-    "ShearX": Operation(geometry.shear_x, _signed(0.3)),
-    "ShearY": Operation(geometry.shear_y, _signed(0.3)),
-    "TranslateXRel": Operation(geometry.translate_x, _signed(0.45)),
-    "TranslateYRel": Operation(geometry.translate_y, _signed(0.45)),
+    "ShearX": Operation(geometry.shear_x, _signed(0.3), frame_by_frame=False),
+    "ShearY": Operation(geometry.shear_y, _signed(0.3), frame_by_frame=False),
+    "TranslateXRel": Operation(geometry.translate_x, _signed(0.45), frame_by_frame=False),
+    "TranslateYRel": Operation(geometry.translate_y, _signed(0.45), frame_by_frame=False),
 }
 NAMES = tuple(OPERATIONS)
 
@@ -126,34 +130,40 @@ class RandAugment:
 
 def augmented(clips: Tensor, draws: list[list[Draw]]) -> Tensor:
     """Do to each clip what was drawn for it, layer by layer; shapes as in `RandAugment`."""
-    parts = list(contiguous(clips).unbind(0))
+    result = contiguous(clips)
+    result = result.clone() if result is clips else result
+    on_cpu, num_frames = clips.device.type == "cpu", clips.shape[2]
     for layer in zip(*draws, strict=True):
-        for name, group in _groups(layer, clips.device):
-            batch = torch.stack([parts[place] for place in group])
-            arguments = [layer[place].argument for place in group]
-            if arguments[0] is not None:
-                values = torch.tensor(arguments, dtype=torch.float64)
-                done = OPERATIONS[name].apply(batch, values.to(clips.device, non_blocking=True))
-            else:
-                done = OPERATIONS[name].apply(batch)
-            for place, clip in zip(group, done.unbind(0), strict=True):
-                parts[place] = clip
-    return torch.stack(parts)
+        for name, places in _groups(layer, on_cpu):
+            operation = OPERATIONS[name]
+            values = [layer[place].argument for place in places]
+            arguments = () if None in values else (_to_device(values, clips.device),)
+            step = CPU_FRAMES if on_cpu and operation.frame_by_frame else num_frames
+            for start in range(0, num_frames, step):
+                parts = [result[place, :, start : start + step] for place in places]
+                done = operation.apply(torch.stack(parts), *arguments)
+                for part, clip in zip(parts, done.unbind(0), strict=True):
+                    part.copy_(clip)
+    return result
 
 
-def _groups(layer: tuple[Draw, ...], device: torch.device) -> list[tuple[str, list[int]]]:
-    """Places of the clips that an operation takes at a time.
+def _groups(layer: tuple[Draw, ...], on_cpu: bool) -> list[tuple[str, list[int]]]:
+    """Operations, and the places of the clips that each takes at a time.
 
-    All that it applies to, for the sake of few launches; on a CPU one by one, as a clip fits into
-    the cache and a batch does not.
+    All that it applies to, for the sake of few launches; on a CPU one by one, as its cache holds
+    little.
     """
-    if device.type == "cpu":
-        return [(draw.name, [place]) for place, draw in enumerate(layer) if draw.applied]
+    applied = [(draw.name, place) for place, draw in enumerate(layer) if draw.applied]
+    if on_cpu:
+        return [(name, [place]) for name, place in applied]
     places: dict[str, list[int]] = {}
-    for place, draw in enumerate(layer):
-        if draw.applied:
-            places.setdefault(draw.name, []).append(place)
+    for name, place in applied:
+        places.setdefault(name, []).append(place)
     return list(places.items())
+
+
+def _to_device(values: list[float | None], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
 
 
 ALLOWED = (
