@@ -80,10 +80,28 @@ def _statistics(like: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
+def contiguous(clips: Tensor) -> Tensor:
+    """The clips in the order of their dimensions in memory, too; themselves if they are already.
+
+    A loader's clips lie in memory channel last. torch's own copy of such uint8 views goes pixel by
+    pixel and takes twice the time of this one, which goes channel by channel.
+    """
+    if clips.is_contiguous():
+        return clips
+    ordered = torch.empty_like(clips, memory_format=torch.contiguous_format)
+    for channel in range(clips.shape[1]):
+        ordered[:, channel].copy_(clips[:, channel])
+    return ordered
+
+
 def normalize(clips: Tensor, channel_dim: int = 1) -> Tensor:
-    """Pixels in 0..255 to float32 with zero mean and unit variance on ImageNet; same shape."""
+    """Pixels in 0..255 to float32 with zero mean and unit variance on ImageNet.
+
+    The result has the same shape, memory of its own, and is contiguous.
+    """
     mean, std = _statistics(clips, channel_dim)
-    return (clips.float() / 255 - mean) / std
+    levels = contiguous(clips).to(torch.float32, copy=True)
+    return levels.div_(255).sub_(mean).div_(std)
 
 
 def denormalize(clips: Tensor, channel_dim: int = 1) -> Tensor:

@@ -5,7 +5,14 @@ import pickle
 import pytest
 import torch
 
-from kinetics400.batch import IMAGENET_MEAN, IMAGENET_STD, Batch, denormalize, normalize
+from kinetics400.batch import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Batch,
+    contiguous,
+    denormalize,
+    normalize,
+)
 
 
 def all_values() -> torch.Tensor:
@@ -34,6 +41,29 @@ def test_every_pixel_value_survives_the_round_trip(channel_dim: int) -> None:
     assert back.shape == clips.shape and back.min() > -1e-6 and back.max() < 1 + 1e-6
     torch.testing.assert_close(back, clips.float() / 255, rtol=0, atol=2e-7)
     assert torch.equal((back * 255).round().to(torch.uint8), clips)
+
+
+def channel_last(clips: torch.Tensor) -> torch.Tensor:
+    """The same clips, in memory as a loader has them."""
+    return clips.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)
+
+
+def test_strides_change_no_number() -> None:
+    clips = torch.cat((all_values(), all_values().flip(3)))
+    strided = channel_last(clips)
+    before = strided.clone()
+    normalized = normalize(strided)
+    assert not strided.is_contiguous() and normalized.is_contiguous()
+    assert torch.equal(normalized, normalize(clips)) and torch.equal(strided, before)
+    assert torch.equal(contiguous(strided), clips) and contiguous(strided).is_contiguous()
+    assert contiguous(clips) is clips
+
+
+def test_normalizing_floats_leaves_them_alone() -> None:
+    clips = all_values().float()
+    normalized = normalize(clips)
+    assert torch.equal(clips, all_values().float())
+    assert torch.equal(normalized, normalize(all_values()))
 
 
 def test_batch_keeps_its_parts_together() -> None:

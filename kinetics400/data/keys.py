@@ -42,8 +42,11 @@ def combine(*parts: int | Tensor) -> Tensor:
     """Fold integers (or int64 tensors that broadcast) into one key."""
     key = torch.zeros((), dtype=torch.int64)
     for part in parts:
-        part = part if isinstance(part, Tensor) else torch.tensor(_signed(part))
-        key = _mix((key.to(part.device) ^ part) + _signed(_GOLDEN))
+        if isinstance(part, Tensor):
+            key = key.to(part.device) ^ part
+        else:  # not a tensor: it would take the key back to the host
+            key = key ^ _signed(part)
+        key = _mix(key + _signed(_GOLDEN))
     return key
 
 

@@ -190,3 +190,11 @@ def test_one_key_draws_what_the_tensors_draw(seed: int, epoch: int, slot: int) -
     assert key == keys.combine(seed, epoch, slot, 2) and key.dtype == torch.int64
     for stream, n in (("clip", 1), ("crop", 40)):
         assert keys.draws(key, stream, n) == keys.uniform(key, stream, n).tolist()
+
+
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_numbers_are_made_where_the_keys_are(shape: tuple[int, ...]) -> None:
+    """Nothing is read back: the meta device has nothing to read."""
+    on_device = torch.zeros(shape, dtype=torch.int64, device="meta")
+    drawn = keys.uniform(on_device, "clip", 4)
+    assert drawn.device.type == "meta" and drawn.shape == (*shape, 4)
