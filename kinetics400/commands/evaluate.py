@@ -1,6 +1,7 @@
 """`kinetics400 evaluate`: score a finetuned model on a list of videos."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from kinetics400.data.annotations import VideoTable
 from kinetics400.data.dataset import SegmentSampler, ViewDataset
 from kinetics400.data.library import open_split
 from kinetics400.data.loader import view_loader
+from kinetics400.data.shared_memory import clip_bytes, needed_bytes, shortage
 from kinetics400.data.storage import write_atomic
 from kinetics400.engine.evaluation import Evaluation, ViewTransform, evaluate
 from kinetics400.errors import DataError, InputError, MissingInput
@@ -46,6 +48,15 @@ def main(argv: Sequence[str]) -> int:
         problems.add(text)
     problems.raise_any()
     method = load_classifier(subject.checkpoint, dtype=input_dtype(config.device))
+    vit = method.encoder.config
+    need = needed_bytes(
+        clips_per_batch=math.prod(segments_crops),
+        bytes_per_clip=clip_bytes(vit.num_frames, vit.image_size),
+        num_workers=subject.n_worker,
+        num_loaders=config.device.n_device,
+    )
+    if short := shortage(need):
+        raise InputError(short)
     videos = open_split(
         subject.data_dir, "val", list_path=subject.val_list, num_classes=method.num_classes
     )

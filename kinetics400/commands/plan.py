@@ -347,6 +347,7 @@ def plan_as_json(run: Run) -> str:
         "model": config.model.model_name,
         "n_parameters": count_parameters(run.method),
         "global_batch_size": schedule.global_batch_size,
+        "num_sample": config.data.num_sample,
         "n_epoch": schedule.n_epoch,
         "steps_per_epoch": schedule.steps_per_epoch,
         "total_steps": schedule.total_steps,

@@ -132,7 +132,7 @@ def pretrain(run: Run) -> None:
         run,
         dataset,
         guard=guard,
-        augment=training_augment(flip_probability=0),
+        augment=training_augment(),
         checkpoint=checkpoint,
     )
     if fabric.is_global_zero:

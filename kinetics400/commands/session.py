@@ -187,7 +187,7 @@ def _plan(config: RunConfig, schedule: Schedule) -> Plan:
     return Plan(
         total_steps=schedule.total_steps,
         steps_per_epoch=schedule.steps_per_epoch,
-        global_batch_size=schedule.global_batch_size,
+        clips_per_step=clips_per_step(config, schedule),
         lr=schedule.lr,
         accumulate=config.optimization.accumulate,
         clip_grad=config.optimization.clip_grad,
@@ -195,6 +195,11 @@ def _plan(config: RunConfig, schedule: Schedule) -> Plan:
         save_every=config.saving.save_frequency,
         eval_every=config.evaluation.eval_frequency if isinstance(config, TrainConfig) else 1,
     )
+
+
+def clips_per_step(config: RunConfig, schedule: Schedule) -> int:
+    """Clips that a step takes: those of the global batch, each video as often as it is repeated."""
+    return schedule.global_batch_size * config.data.num_sample
 
 
 def _save(fabric: Fabric, run: Run, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -215,7 +220,8 @@ def describe(log: RunLog, run: Run, start_step: int) -> None:
     log.say(
         f"{run.config.model.model_name}: {count_parameters(run.method) / 1e6:.1f} M parameters, "
         f"{len(run.train_videos):,} training videos, {schedule.n_epoch} epochs of "
-        f"{schedule.steps_per_epoch} steps, {schedule.global_batch_size} clips per step"
+        f"{schedule.steps_per_epoch} steps, {clips_per_step(run.config, schedule)} clips per step"
+        + (f" ({repeats} of each video)" if (repeats := run.config.data.num_sample) > 1 else "")
     )
     log.say(
         f"learning rate 0 to {schedule.peak_lr:.3g} in {schedule.warmup_steps} steps, then down "
@@ -233,7 +239,7 @@ def model_card(title: str, run: Run, outcome: str) -> str:
         "parameters": f"{count_parameters(run.method):,}",
         "training videos": f"{len(run.train_videos or ()):,}",
         "epochs": schedule.n_epoch,
-        "clips per step": schedule.global_batch_size,
+        "clips per step": clips_per_step(run.config, schedule),
         "largest learning rate": f"{schedule.peak_lr:.3g}",
         "precision": run.config.device.precision,
         "seed": run.config.run.seed,

@@ -9,7 +9,11 @@ from functools import partial
 import torch
 from lightning.fabric import Fabric
 
-from kinetics400.augment.pipeline import training_augment
+from kinetics400.commands.augmentation import (
+    check_augmentation,
+    device_augment,
+    on_whole_frames,
+)
 from kinetics400.commands.clips import check_clips, finetuning_sampler, test_sampler
 from kinetics400.commands.evaluate import outcome, parse_views, score, summarize
 from kinetics400.commands.guard import VideoGuard
@@ -127,7 +131,7 @@ def prepare(config: TrainConfig) -> Run:
 
 def check_own(config: TrainConfig, problems: Problems) -> None:
     """Check the flags that only finetuning has."""
-    flags, scale = config.classifier, config.augmentation.crop_scale
+    flags = config.classifier
     shares = {
         "label_smoothing": flags.label_smoothing,
         "drop_path_rate": flags.drop_path_rate,
@@ -139,12 +143,7 @@ def check_own(config: TrainConfig, problems: Problems) -> None:
     problems.require(
         0 < flags.layer_decay <= 1, f"--layer_decay {flags.layer_decay} must lie in (0, 1]"
     )
-    problems.require(
-        0 < scale[0] <= scale[1] <= 1, f"--crop_scale {scale[0]} {scale[1]} must lie in (0, 1]"
-    )
-    problems.require(
-        0 <= config.augmentation.flip <= 1, f"--flip {config.augmentation.flip} must lie in [0, 1]"
-    )
+    check_augmentation(config.augmentation, problems)
     problems.require(
         config.evaluation.eval_frequency >= 1,
         f"--eval_frequency {config.evaluation.eval_frequency} must be at least 1",
@@ -241,6 +240,7 @@ def finetune(run: Run) -> None:
         antialias=False,  # the published crop is scaled with F.interpolate
         seed=config.run.seed,
         num_sample=data.num_sample,
+        augment_frames=on_whole_frames(config.augmentation),
         beats=guard.beats(),
         quarantined=guard.quarantined("train", run.train_videos),
     )
@@ -263,7 +263,7 @@ def finetune(run: Run) -> None:
         run,
         dataset,
         guard=guard,
-        augment=training_augment(flip_probability=config.augmentation.flip),
+        augment=device_augment(config.augmentation, method.num_classes),
         checkpoint=checkpoint,
         evaluate=centre_view,
     )

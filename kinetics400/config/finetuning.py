@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from kinetics400.config.common import (
     DataFlags,
@@ -55,6 +56,24 @@ class AugmentationFlags:
     """Least and largest share of the frame's area in a random crop."""
     flip: float = 0.5
     """Probability of a horizontal flip; 0 where left and right matter."""
+    auto_augment: str = "rand-m7-n4-mstd0.5-inc1"
+    """RandAugment in timm's notation: magnitude, operations per clip, standard deviation of the
+    magnitude. none leaves it out."""
+    reprob: float = 0.25
+    """Probability of random erasing: one box over all frames, filled with noise."""
+    mixup: float = 0.8
+    """Alpha of mixup; 0 leaves it out."""
+    cutmix: float = 1.0
+    """Alpha of cutmix; 0 leaves it out."""
+    mixup_prob: float = 1.0
+    """Probability of mixing where mixup or cutmix is on."""
+    mixup_switch_prob: float = 0.5
+    """Probability of cutmix rather than mixup where both are on."""
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    """What shares its mixing: the batch, a pair of clips, or nothing."""
+    official_augment: bool = False
+    """Apply RandAugment to whole frames before they are cropped, in the published order, in the
+    workers. Default: to the crop, on the training device."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ class Plan:
     Attributes:
         total_steps: of the whole run.
         steps_per_epoch: full global batches in the data.
-        global_batch_size: clips per step over all ranks and micro-batches.
+        clips_per_step: over all ranks and micro-batches.
         lr: learning rate of a step.
         accumulate: micro-batches per step.
         clip_grad: largest gradient norm; None leaves gradients alone.
@@ -46,7 +46,7 @@ class Plan:
 
     total_steps: int
     steps_per_epoch: int
-    global_batch_size: int
+    clips_per_step: int
     lr: Callable[[int], float]
     accumulate: int = 1
     clip_grad: float | None = None
@@ -175,7 +175,7 @@ class _Meter:
             )
         elapsed = time.perf_counter() - self._started
         values |= {
-            "clips_per_sec": self._plan.global_batch_size * self._steps / elapsed,
+            "clips_per_sec": self._plan.clips_per_step * self._steps / elapsed,
             "data_time": self.data_time / self._steps,
             "step_time": elapsed / self._steps,
             "memory": memory_gib(self._fabric.device),

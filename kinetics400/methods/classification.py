@@ -54,9 +54,16 @@ class Classification(Method):
             self.head.bias.mul_(head_init_scale)
 
     def forward(self, batch: Batch, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Cross-entropy with label smoothing, and the batch's top-1 accuracy in percent."""
+        """Cross-entropy with label smoothing, and the batch's top-1 accuracy in percent.
+
+        Of mixed clips (`batch.targets`) there is no accuracy. Smoothing mixed targets is mixing
+        smoothed ones, as the published code does (mixup.py).
+        """
         logits = self.predict(batch.clips).float()
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        target = batch.labels if batch.targets is None else batch.targets
+        loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        if batch.targets is not None:
+            return {"loss": loss}
         with torch.no_grad():
             correct = (logits.argmax(dim=1) == batch.labels).float().mean()
         return {"loss": loss, "train_top1_acc": 100 * correct}

@@ -25,6 +25,8 @@ TINY = (
     *("--warmup_epochs", "0.5", "--lr", "1e-3", "--accelerator", "cpu", "--n_worker", "0"),
 )
 FINETUNING = ("--num_classes", "4", "--views", "2x3")
+# What a clip meets by itself, wherever it is trained on: not the ranks' own dropout, nor partners.
+ALONE = ("--drop_path_rate", "0", "--mixup", "0", "--cutmix", "0")
 STEPS = 6  # 24 videos, 8 clips per step, 2 epochs
 TIMES = {"clips_per_sec", "data_time", "step_time", "memory"}
 
@@ -396,7 +398,7 @@ def in_two(
     """Exit code, messages and folder of three commands; side by side, as starting takes longest."""
     place = tmp_path_factory.mktemp("two")
     bad = with_bad_videos(library, place / "Kinetics-400")
-    flags = (*start_from(pretrained), "--drop_path_rate", "0", "--n_worker", "1")
+    flags = (*start_from(pretrained), *ALONE, "--n_worker", "1")
     started = {
         "pretraining": start_two("pretraining", library, place / "pretraining"),
         "train": start_two("train", library, place / "train", *flags),
@@ -424,7 +426,7 @@ def test_two_processes_finetune_and_evaluate_as_one(
 ) -> None:
     code, told, save_dir = in_two["train"]
     assert code == 0, told
-    run("train", library, tmp_path / "one", *start_from(pretrained), "--drop_path_rate", "0")
+    run("train", library, tmp_path / "one", *start_from(pretrained), *ALONE)
     assert losses(save_dir) == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     one, two = (json.loads((x / "results.json").read_text()) for x in (tmp_path / "one", save_dir))
     assert two == one

@@ -14,9 +14,9 @@ import torch
 
 from kinetics400.batch import Batch
 from kinetics400.data import sampling
-from kinetics400.data.dataset import ClipDataset, ViewDataset
+from kinetics400.data.dataset import ClipDataset, Unreadable, ViewDataset
 from kinetics400.data.library import open_split
-from kinetics400.data.loader import Item, Layout, StepSampler, train_loader, view_loader
+from kinetics400.data.loader import Item, Layout, StepSampler, on_device, train_loader, view_loader
 
 
 def items(
@@ -253,6 +253,29 @@ def test_loading_leaves_the_global_generator_alone(library: Path, workers: int) 
     assert torch.equal(torch.get_rng_state(), before)
     assert len(list(view_loader(views(library), rank=0, world_size=2, num_workers=workers))) == 4
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_reach_the_cpu_as_they_are(plain: list[Batch]) -> None:
+    failure = Unreadable("a.mp4", "why")
+    arrived = list(on_device([(plain[0], [failure]), (plain[1], [])], torch.device("cpu")))
+    assert [failures for _, failures in arrived] == [[failure], []]
+    assert [content(batch) for batch, _ in arrived] == [content(batch) for batch in plain[:2]]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_reach_a_gpu_while_it_is_busy(plain: list[Batch]) -> None:
+    """Each is whole when it is used, though nothing waits for its copy but the GPU itself."""
+    device = torch.device("cuda")
+    busy = torch.randn(4096, 4096, device=device)
+    pinned = [(batch.pin_memory(), []) for batch in plain * 5]
+    sums = []
+    for batch, _ in on_device(pinned, device):
+        busy = (busy @ busy).clamp(-1, 1)
+        sums.append((batch.clips.long().sum(), batch.keys.clone()))
+        assert batch.host_keys.device.type == "cpu"
+    for (total, found), batch in zip(sums, plain * 5, strict=True):
+        assert total.item() == batch.clips.long().sum().item()
+        assert torch.equal(found.cpu(), batch.keys)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8, 9])

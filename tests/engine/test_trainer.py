@@ -108,7 +108,7 @@ def run(
     settings = {
         "total_steps": 4,
         "steps_per_epoch": 4,
-        "global_batch_size": 6,
+        "clips_per_step": 6,
         "lr": lr_of,
         "log_every": 1,
         **(plan or {}),
@@ -417,7 +417,7 @@ def test_clipping_lets_the_scaler_skip_a_step_that_overflows(tmp_path: Path) -> 
     method = Overflows()
     optimizer = make_optimizer(method, "sgd")
     fabric = Fabric(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu")])
-    settings = {"total_steps": 2, "steps_per_epoch": 2, "global_batch_size": 6, "log_every": 1}
+    settings = {"total_steps": 2, "steps_per_epoch": 2, "clips_per_step": 6, "log_every": 1}
     with RunLog(tmp_path, total_steps=2) as log:
         plan = Plan(**settings, lr=lr_of, clip_grad=1.0)
         fit(fabric, method, optimizer, batches(2, [6]), augment=augment, plan=plan, log=log)

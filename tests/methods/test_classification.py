@@ -43,6 +43,24 @@ def test_loss_is_smoothed_cross_entropy(smoothing: float) -> None:
     assert method(batch, {})["loss"].item() == pytest.approx(total / 6, rel=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixed_targets_count_with_their_shares(smoothing: float) -> None:
+    """As smoothed one-hots that are mixed afterwards, which is how timm makes them."""
+    method = Classification(ENCODER, 5, label_smoothing=smoothing, head_init_scale=50.0)
+    batch = make_batch()
+    share = torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0, 0.3]).unsqueeze(1)
+    one_hot = torch.eye(5)[batch.labels]
+    mixed = batch.with_targets(share * one_hot + (1 - share) * one_hot.flip(0))
+    values = method(mixed, {})
+    assert set(values) == {"loss"}  # of mixed clips there is no accuracy
+    smooth = torch.full((6, 5), smoothing / 5)
+    smooth += (1 - smoothing) * one_hot
+    target = share * smooth + (1 - share) * smooth.flip(0)
+    logits = method.predict(batch.clips).double()
+    expected = -(target.double() * (logits - logits.logsumexp(1, keepdim=True))).sum(1).mean()
+    assert values["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_training_accuracy_is_percent_of_the_batch() -> None:
     method, batch = Classification(ENCODER, 5, head_init_scale=50.0), make_batch()
     best = method.predict(batch.clips).argmax(dim=1)
