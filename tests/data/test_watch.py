@@ -36,7 +36,9 @@ class Work(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         worker = get_worker_info()
         with self.beats.decoding(worker.id if worker else 0, index):
-            if index == 5 and self.fault is not None:
+            if self.fault == "steady":
+                time.sleep(TIMEOUT / 3)
+            elif index == 5 and self.fault is not None:
                 FAULTS[self.fault]()
         return Unsendable() if index == 5 and self.fault == "lost" else index
 
@@ -68,11 +70,13 @@ FAULTS = {
 }
 
 
-def consume(work: Work, num_workers: int, *, pause: float = 0.0) -> tuple[list[Any], WorkerWatch]:
+def consume(
+    work: Work, num_workers: int, *, pause: float = 0.0, batch_size: int | None = None
+) -> tuple[list[Any], WorkerWatch]:
     """All items, watched; what the loader raises is the caller's."""
     loader = DataLoader(
         work,
-        batch_size=None,
+        batch_size=batch_size,
         num_workers=num_workers,
         generator=torch.Generator(),
         multiprocessing_context="fork" if num_workers else None,
@@ -83,7 +87,7 @@ def consume(work: Work, num_workers: int, *, pause: float = 0.0) -> tuple[list[A
     with own.watching(loader) as items:
         for item in items:
             found.append(item)
-            time.sleep(pause)
+            time.sleep(pause if len(found) == 3 else 0)
     return found, own
 
 
@@ -138,9 +142,16 @@ def test_sound_videos_are_left_alone(fault: str | None, num_workers: int) -> Non
 
 def test_a_worker_that_waits_for_its_parent_does_not_hang() -> None:
     """Its note goes with the video: an idle worker has none, however long nobody asks it."""
-    found, own = consume(Work(None, 2), 2, pause=TIMEOUT / 4)
+    found, own = consume(Work(None, 2), 2, pause=3 * TIMEOUT)
     assert found == list(range(12))
     assert own.culprits == []
+
+
+def test_a_batch_may_take_longer_than_a_video() -> None:
+    """Six videos of a fifth of a second each: the parent waits, the worker is busy."""
+    found, own = consume(Work("steady", 1), 1, batch_size=6)
+    assert [len(batch) for batch in found] == [6, 6]
+    assert not own.is_broken
 
 
 def test_a_batch_that_is_lost_on_its_way_is_not_waited_for() -> None:
