@@ -113,12 +113,14 @@ def randaugment_rows(text: str, host_keys: Tensor) -> Iterator[Comparison]:
             d.argument for d in drawn if d.applied and d.name == name and d.argument is not None
         ]
         timms = [argument for which, argument in applied if which == name]
-        whole = all(value == int(value) for value in ours)
-        same: Any = same_counts if whole else same_numbers
-        yield same(f"{name}: argument", f"timm {name}", ours, timms)
-        if min(ours) < 0:
-            signs = [value < 0 for value in ours], [value < 0 for value in timms]
-            yield same_counts(f"{name}: sign", f"timm {name}", *signs)
+        rest = operation.argument(0.0, 1)  # what changes nothing, or least
+        if all(value == int(value) for value in ours):
+            yield same_counts(f"{name}: argument", f"timm {name}", ours, timms)
+            continue
+        strengths = [[abs(value - rest) for value in values] for values in (ours, timms)]
+        yield same_numbers(f"{name}: strength", f"timm {name}", *strengths)
+        signs = [[value < rest for value in values] for values in (ours, timms)]
+        yield same_counts(f"{name}: sign", f"timm {name}", *signs)
 
 
 def _timm_draws(text: str, count: int) -> tuple[list[str], list[tuple[str, float]]]:
