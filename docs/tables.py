@@ -164,9 +164,9 @@ def augment_pixels() -> str:
     for row in result["pixels"]:
         levels = row["unit"] == "levels"
         number = "{:.0f}" if levels or not row["largest"] else "{:.1e}"
-        unit = " levels" if levels and row["largest"] else ""
+        unit = " of 255" if levels else ""
         exact = row["allowed_difference"] == 0
-        allowed = "exact" if exact else f"{row['allowed_difference']:g}{' levels' * levels}"
+        allowed = "exact" if exact else f"{row['allowed_difference']:g}{unit}"
         share = row["allowed_share"]
         lines.append(
             f"| {row['rule']} | {row['reference']} | {number.format(row['largest'])}{unit} "
