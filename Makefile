@@ -21,10 +21,10 @@ STAMP := $(VENV)/.kinetics400-$(KEY)
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format bench docs clean
+.PHONY: help env demo test check format bench fidelity-augment docs clean
 
 help:  ## list the targets
-	@awk -F ':.*## *' '/^[a-z]+:.*##/ { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: $(STAMP)  ## create or update the environment
 
@@ -56,6 +56,10 @@ format: $(STAMP)  ## format the code and sort imports
 
 bench: $(STAMP)  ## measure reading against other loaders on one core, some minutes
 	OMP_NUM_THREADS=1 $(PYTHON) -m kinetics400 bench loader --scaling --json benchmarks/results/loader.json
+
+fidelity-augment: $(STAMP)  ## compare augmentation with timm, PIL and torchvision, half a minute
+	OMP_NUM_THREADS=1 $(PYTHON) -m kinetics400 bench augment-fidelity --json results/fidelity_augment.json
+	$(PYTHON) docs/tables.py
 
 docs: $(STAMP)  ## fill the tables of README.md and docs/, draw the figures
 	$(PYTHON) docs/tables.py

@@ -77,8 +77,8 @@ def _resample(clips: Tensor, source_y: Tensor | None, source_x: Tensor | None) -
     outside = (above_or_below | beside).expand(num_clips, height, width).float()
     first = torch.arange(num_clips, device=clips.device).view(-1, 1, 1, 1, 1) * (height * width)
     places = first + rows.unsqueeze(-1) * width + columns.unsqueeze(-2)
+    row_weights = row_weights * (1 - outside).unsqueeze(-1)
     weights = row_weights.unsqueeze(-1) * column_weights.unsqueeze(-2)
-    weights = weights * (1 - outside)[..., None, None]
     planes = clips.flatten(1, 2).flatten(2).float()
     sums = F.embedding_bag(
         places.view(num_clips * height * width, -1),

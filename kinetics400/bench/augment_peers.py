@@ -110,7 +110,8 @@ def erase(clip: Tensor, box: Box | None) -> None:
 def mix(clips: Tensor, how: Mix) -> Tensor:
     """Mix a batch with itself in reverse, as timm does."""
     if how.box is None:
-        return clips.mul_(how.share).add_(clips.flip(0).mul_(1 - how.share))
+        partners = clips.flip(0).mul_(1 - how.share)
+        return clips.mul_(how.share).add_(partners)
     top, left, height, width = how.box
     rows, columns = slice(top, top + height), slice(left, left + width)
     clips[..., rows, columns] = clips.flip(0)[..., rows, columns]

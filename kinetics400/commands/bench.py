@@ -1,4 +1,7 @@
-"""`kinetics400 bench`: measure this machine. `loader`, what feeding a model costs on one core."""
+"""`kinetics400 bench`: measure this machine, compare with the published code.
+
+`loader` and `augment` measure what feeding a model costs on one core.
+"""
 
 import json
 import os
@@ -6,12 +9,19 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
+from kinetics400.bench import augment as bench_augmentation
 from kinetics400.bench.loader import FULL, QUICK, bench_loader
 from kinetics400.bench.videos import find_videos
-from kinetics400.config.bench import BenchLoaderConfig, EncodeFlags
+from kinetics400.config.bench import (
+    BenchAugmentConfig,
+    BenchFidelityConfig,
+    BenchLoaderConfig,
+    EncodeFlags,
+)
 from kinetics400.config.parse import parse
 from kinetics400.data.storage import write_atomic
 from kinetics400.data.transcode import EncodeSettings
@@ -31,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
 
 def usage() -> str:
     """The table of benchmarks."""
-    lines = [f"  {name:<12}{text}" for name, (_, text) in BENCHMARKS.items()]
+    lines = [f"  {name:<18}{text}" for name, (_, text) in BENCHMARKS.items()]
     return "\n".join(
         ["usage: kinetics400 bench NAME [flags]   (NAME --help lists its flags)", "", *lines]
     )
@@ -64,6 +74,45 @@ def loader(argv: Sequence[str]) -> int:
         )
     deliver(result, format_table(result), measure.json)
     return 0
+
+
+def augment(argv: Sequence[str]) -> int:
+    """`kinetics400 bench augment`."""
+    config = parse(
+        BenchAugmentConfig,
+        argv,
+        prog="kinetics400 bench augment",
+        description="Measure on one core what finetuning's augmentation costs: ours, torchvision "
+        "on the same tensors, and timm on PIL images, as the published code runs it.",
+    )
+    if not hasattr(os, "sched_setaffinity"):
+        raise InputError("this benchmark pins itself to a core, which needs Linux")
+    with tempfile.TemporaryDirectory(prefix="kinetics400-bench-") as temporary:
+        result = bench_augmentation.bench_augment(
+            Path(temporary),
+            amount=bench_augmentation.QUICK if config.quick else bench_augmentation.FULL,
+            say=lambda text: print(text, file=sys.stderr),
+        )
+    deliver(result, augment_table(result), config.json)
+    return 0
+
+
+def augment_fidelity(argv: Sequence[str]) -> int:
+    """`kinetics400 bench augment-fidelity`; exit code 1 if a comparison fails."""
+    config = parse(
+        BenchFidelityConfig,
+        argv,
+        prog="kinetics400 bench augment-fidelity",
+        description="Compare augmentation with timm, PIL and torchvision: pixels on shared "
+        "parameters, and the distributions of what is drawn. Exit code 1 if one does not agree.",
+    )
+    if find_spec("scipy") is None:
+        raise InputError("this comparison needs scipy: install the extra `dev`")
+    from kinetics400.bench.augment_fidelity import augment_fidelity
+
+    result = augment_fidelity()
+    deliver(result, fidelity_table(result), config.json)
+    return 0 if result["passed"] else 1
 
 
 def encode_settings(flags: EncodeFlags) -> EncodeSettings:
@@ -178,6 +227,42 @@ def _scaling(rows: Sequence[Mapping[str, Any]] | None) -> list[str]:
     ]
 
 
+def augment_table(result: Mapping[str, Any]) -> str:
+    """What augmentation costs, for people."""
+    machine, cost = result["machine"], result["cpu_ms_per_clip"]
+    contenders = ("ours", "torchvision", "timm")
+    lines = [f"core {machine['pinned_to']} of {machine['cores']}, {machine['cpu']}"]
+    lines.append(f"{'CPU ms per clip of 16 × 224 × 224':<40}" + _columns(contenders))
+    for task, by in cost.items():
+        if task != "reading":
+            lines.append(f"{task:<40}" + _columns([f"{by[name]:.2f}" for name in contenders]))
+    lines += [f"{task:<40}{ms:>14.2f}" for task, ms in cost["reading"].items()]
+    lines.append(
+        f"whole batches: torchvision takes {result['ratio_torchvision']:.2f} times, timm "
+        f"{result['ratio_timm']:.2f} times as long as ours"
+    )
+    return "\n".join(lines)
+
+
+def fidelity_table(result: Mapping[str, Any]) -> str:
+    """How augmentation agrees with the references, for people."""
+    lines = []
+    for row in result["pixels"]:
+        verdict = "" if row["holds"] else "  FAILED"
+        numbers = f"{row['largest']:>10.3g} {row['unit']:<7}{row['share']:>10.4%} differ"
+        lines.append(f"{row['rule']:<55}{numbers}{verdict}")
+    for row in result["draws"]:
+        verdict = "" if row["p_value"] >= result["least_p_value"] else "  FAILED"
+        lines.append(f"{row['quantity']:<35}{row['test']:<20}p = {row['p_value']:.4f}{verdict}")
+    return "\n".join([*lines, "all agree" if result["passed"] else "NOT ALL AGREE"])
+
+
+def _columns(cells: Sequence[str]) -> str:
+    return "".join(f"{cell:>14}" for cell in cells)
+
+
 BENCHMARKS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "loader": (loader, "reading clips on one core: our store, decord, torchcodec, PyAV"),
+    "augment": (augment, "augmentation on one core: ours, torchvision, timm on PIL images"),
+    "augment-fidelity": (augment_fidelity, "augmentation against timm, PIL and torchvision"),
 }

@@ -44,3 +44,21 @@ class BenchLoaderConfig:
 
     measure: MeasureFlags = field(default_factory=MeasureFlags)
     encode: EncodeFlags = field(default_factory=EncodeFlags)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchAugmentConfig:
+    """All flags of `kinetics400 bench augment`."""
+
+    quick: bool = False
+    """Answer within a minute: fewer batches and repeats."""
+    json: str | None = None
+    """File for the result as JSON; - is standard output, the table then goes to standard error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchFidelityConfig:
+    """All flags of `kinetics400 bench augment-fidelity`."""
+
+    json: str | None = None
+    """File for the result as JSON; - is standard output, the table then goes to standard error."""

@@ -173,3 +173,72 @@ def test_an_unknown_benchmark_is_refused_with_the_choice() -> None:
 def test_help_lists_the_benchmarks(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(argv) == 0
     assert "  loader  " in capsys.readouterr().out
+
+
+# --- augmentation ---------------------------------------------------------------------------------
+
+AUGMENT_RESULT: dict[str, Any] = {
+    "machine": {"pinned_to": 1, "cores": 2, "cpu": "A processor"},
+    "cpu_ms_per_clip": {
+        "Invert": {"ours": 0.512, "torchvision": 0.2, "timm": 1.9},
+        "batch 0": {"ours": 20.0, "torchvision": 50.0, "timm": 60.0},
+        "reading": {"crop in the worker": 9.5, "crop after the worker": 11.25},
+    },
+    "ratio_torchvision": 2.5,
+    "ratio_timm": 3.0,
+}
+FIDELITY_RESULT: dict[str, Any] = {
+    "passed": True,
+    "least_p_value": 0.001,
+    "pixels": [
+        {"rule": "Invert", "largest": 0.0, "unit": "levels", "share": 0.0, "holds": True},
+        {"rule": "Rotate", "largest": 1.0, "unit": "levels", "share": 0.0001, "holds": True},
+    ],
+    "draws": [{"quantity": "flip", "test": "binomial", "p_value": 0.0147}],
+}
+
+
+def test_augment_prints_its_table_and_writes_its_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    amounts = []
+
+    def measure(folder: Path, *, amount: object, say: Any) -> dict[str, Any]:
+        amounts.append(amount)
+        assert folder.is_dir()
+        say("working")
+        return AUGMENT_RESULT
+
+    monkeypatch.setattr(bench.bench_augmentation, "bench_augment", measure)
+    assert bench.main(["augment", "--json", str(tmp_path / "result.json")]) == 0
+    told = capsys.readouterr()
+    assert told.err == "working\n"
+    rows = [line.split() for line in told.out.splitlines()]
+    assert ["Invert", "0.51", "0.20", "1.90"] in rows
+    assert ["crop", "after", "the", "worker", "11.25"] in rows
+    assert "torchvision takes 2.50 times, timm 3.00 times as long as ours" in told.out
+    assert json.loads((tmp_path / "result.json").read_text()) == AUGMENT_RESULT
+    assert bench.main(["augment", "--quick"]) == 0
+    assert amounts == [bench.bench_augmentation.FULL, bench.bench_augmentation.QUICK]
+
+
+def test_fidelity_decides_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = json.loads(json.dumps(FIDELITY_RESULT))
+    answer = "kinetics400.bench.augment_fidelity.augment_fidelity"
+    monkeypatch.setattr(answer, lambda: result)
+    assert bench.main(["augment-fidelity"]) == 0
+    told = capsys.readouterr().out
+    assert "all agree" in told and "FAILED" not in told and "p = 0.0147" in told
+    result["passed"] = result["pixels"][1]["holds"] = False
+    result["draws"][0]["p_value"] = 0.0009
+    assert bench.main(["augment-fidelity"]) == 1
+    failed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "FAILED" in line]
+    assert failed == ["Rotate", "flip"]
+
+
+def test_fidelity_without_scipy_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match="scipy: install the extra `dev`"):
+        bench.main(["augment-fidelity"])
