@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -30,6 +31,7 @@ from kinetics400.errors import InputError, Stopped
 EVERY_CPU = sys.maxsize  # as `n_worker`: as many jobs as the cluster has CPUs at the time
 CONNECT_SECONDS = 60.0
 PROBE_SECONDS = 60.0  # for a node to start a worker, import the package and look
+WAIT_SECONDS = 1.0  # so soon SIGTERM takes effect
 CPUS_EVERY = 5.0  # seconds from one look at the cluster's size to the next
 ATTEMPTS = 10  # at one job; a node dies by accident, not with the same video every time
 
@@ -87,10 +89,10 @@ class RayPool:
                     running[do.remote(function, limits, self.token, job)] = job, attempt
                 if not running:
                     return
-                ready, _ = ray.wait(list(running), timeout=CPUS_EVERY)
-                for done in ready:
-                    job, attempt = running.pop(done)
-                    answer = _answer(done)
+                with _sigterm_after():
+                    ready, _ = ray.wait(list(running), timeout=WAIT_SECONDS)
+                    answers = [(running.pop(done), _answer(done)) for done in ready]
+                for (job, attempt), answer in answers:
                     if answer is None and attempt == ATTEMPTS:
                         raise Stopped(
                             f"{ATTEMPTS} nodes or Ray workers died with {job[0]}; see Ray's logs "
@@ -98,9 +100,9 @@ class RayPool:
                         )
                     if answer is None:
                         lost.append((job, attempt + 1))
-                    elif "unseen" in answer and os.path.exists(answer["unseen"]):
+                    elif answer.get("unseen") in (self.token, *filter(os.path.exists, job[:1])):
                         raise InputError(_not_shared(answer["node"], answer["unseen"]))
-                    elif "unseen" in answer:  # nor does this process: the video has gone
+                    elif "unseen" in answer:  # nor is it seen here: somebody has removed it
                         yield from run_isolated(function, [job], n_worker=1, limits=limits)
                     else:
                         yield Result(job, *answer["result"])
@@ -129,17 +131,36 @@ def ray_pool(address: str, folder: Path) -> Iterator[RayPool]:
     _check_answers(address)
     import ray
 
-    before = signal.getsignal(signal.SIGTERM)
-    ray.init(address=address, logging_level=logging.ERROR)
-    signal.signal(signal.SIGTERM, before)  # Ray has put its own there, which exits
+    with _sigterm_after():
+        ray.init(address=address, logging_level=logging.ERROR)
     token = folder / f"cluster-{uuid.uuid4().hex}"
     try:
         write_atomic(token, "")
-        _check_nodes(str(token))
+        with _sigterm_after():
+            _check_nodes(str(token))
         yield RayPool(str(token))
     finally:
         ray.shutdown()
         token.unlink(missing_ok=True)
+
+
+@contextmanager
+def _sigterm_after() -> Iterator[None]:
+    """Let SIGTERM take effect after the block, and leave its handler as it was.
+
+    Ray puts a handler of its own there, and makes a `SystemError` of what a handler raises.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if came:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _check_answers(address: str) -> None:
@@ -190,8 +211,10 @@ def _check_nodes(token: str) -> None:
                 f"node {asked[answered]} cannot run kinetics400 ({last}). Install it there as "
                 "here, or lay the checkout on storage that all nodes see."
             ) from error
-        except (ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError):
-            continue  # what dies now is as good as never there
+        except ray.exceptions.TaskUnschedulableError:
+            continue  # it died a moment ago
+        except _died():
+            continue
         if not theirs["sees"]:
             raise InputError(_not_shared(asked[answered], token))
         if theirs != ours:
@@ -212,14 +235,20 @@ def _answer(done: Any) -> dict[str, Any] | None:
     """What a task has to say; None if its node or worker died, which says nothing of the video."""
     import ray
 
-    errors = ray.exceptions
     try:
         return json.loads(ray.get(done))
-    except (
+    except _died():
+        return None
+
+
+def _died() -> tuple[type[Exception], ...]:
+    """What Ray raises for a task whose node or worker is no more."""
+    from ray import exceptions as errors
+
+    return (
         *(errors.NodeDiedError, errors.WorkerCrashedError, errors.LocalRayletDiedError),
         *(errors.OutOfMemoryError, errors.ObjectLostError),
-    ):
-        return None
+    )
 
 
 def _with_own_target(job: Job) -> Job:
