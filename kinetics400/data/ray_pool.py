@@ -100,12 +100,12 @@ class RayPool:
                         )
                     if answer is None:
                         lost.append((job, attempt + 1))
-                    elif answer.get("unseen") in (self.token, *filter(os.path.exists, job[:1])):
-                        raise InputError(_not_shared(answer["node"], answer["unseen"]))
-                    elif "unseen" in answer:  # nor is it seen here: somebody has removed it
-                        yield from run_isolated(function, [job], n_worker=1, limits=limits)
-                    else:
+                    elif "result" in answer:
                         yield Result(job, *answer["result"])
+                    elif answer["unseen"] == self.token or os.path.exists(answer["unseen"]):
+                        raise InputError(_not_shared(answer["node"], answer["unseen"]))
+                    else:  # nor is the original here: somebody has removed it
+                        yield from run_isolated(function, [job], n_worker=1, limits=limits)
         finally:
             for left in running:
                 ray.cancel(left, force=True)
