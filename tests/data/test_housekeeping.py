@@ -23,6 +23,7 @@ def test_shard_in_a_new_library_is_not_swept_away_by_a_run(tmp_path: Path) -> No
     with keeper.held():
         (keeper.shards_folder / "1-of-2").mkdir(parents=True)
     assert keeper.shards() == [Shard(1, 2)]
+    assert (keeper.home / "lock").exists()
 
 
 def test_lock_that_its_holder_removes_meanwhile_is_taken_anew(

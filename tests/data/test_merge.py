@@ -91,15 +91,20 @@ def test_equal_videos_of_two_archives_are_kept(keeper: Housekeeping) -> None:
 
 
 @pytest.mark.parametrize(
-    ("archive", "settings"), [("", "s"), (PARTS[0], "others"), ("Kinetics-400.tar.gz", "s")]
+    ("archive", "settings", "news"),
+    [
+        ("", "s", PARTS[1]),
+        (PARTS[0], "others", PARTS[1]),
+        (PARTS[1], "s", "Kinetics-400.tar.gz"),
+    ],
 )
 def test_otherwise_the_shard_knows_better_than_the_library(
-    keeper: Housekeeping, archive: str, settings: str
+    keeper: Housekeeping, archive: str, settings: str, news: str
 ) -> None:
     keeper.add_rows([row("v.mp4", archive, "b", settings=settings)])
-    leave(keeper, Shard(1, 1), row("v.mp4", PARTS[1], "a"))
+    leave(keeper, Shard(1, 1), row("v.mp4", news, "a"))
     merge_shards(keeper, "s")
-    assert journal(keeper) == [("v.mp4", archive), ("v.mp4", PARTS[1])]
+    assert journal(keeper) == [("v.mp4", archive), ("v.mp4", news)]
 
 
 def test_damaged_videos_of_losers_are_not_kept(keeper: Housekeeping) -> None:
