@@ -9,7 +9,7 @@ PYTHON_BOOTSTRAP ?= python3
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 PYTHON := $(VENV)/bin/python
-EXTRAS := dev,hf,bench
+EXTRAS := dev,hf,bench,ray
 
 # The environment counts as up to date while this file exists. Its name holds a checksum of what
 # was installed from, not a time: a fresh clone beside a shared environment reinstalls nothing.

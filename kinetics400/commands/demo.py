@@ -104,7 +104,9 @@ def run_stages(config: DemoConfig) -> None:
     )
     write_atomic(work_dir / "motion_classes.txt", "\n".join(MOTION_CLASSES) + "\n")
     say("2/5 preprocessing")
-    preprocess.main(["--data_dir", str(data_dir), "--n_worker", str(size.n_worker)])
+    # 1/1: all of it, also in a task of a SLURM array.
+    flags = ["--n_worker", str(size.n_worker), "--shard", "1/1"]
+    preprocess.main(["--data_dir", str(data_dir), *flags])
 
     def shared(name: str, n_epoch: int) -> list[str]:
         return [

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kinetics400.commands.preprocess_lists import Lists
-from kinetics400.commands.preprocess_report import SplitSummary, Summary
+from kinetics400.commands.preprocess_report import ShardSummary, SplitSummary, Summary
 from kinetics400.data.annotations import VideoTable, format_list
 from kinetics400.data.housekeeping import digest
 from kinetics400.data.intake import Intake
@@ -19,6 +19,7 @@ from kinetics400.data.library import (
     write_quarantine,
 )
 from kinetics400.data.manifest import Manifest, manifest_path
+from kinetics400.data.shards import Shard
 from kinetics400.data.storage import write_if_changed
 from kinetics400.errors import DataError
 
@@ -80,6 +81,22 @@ def finish(
         ignored=sum((Counter(archive["ignored"]) for archive in archives), Counter()),
         originals=keeper.originals if keeper.originals.is_dir() else None,
         already_done=already_done,
+    )
+
+
+def finish_shard(shard: Shard, lists: Lists, intake: Intake) -> ShardSummary:
+    """Leave what the run without shards needs, even where it does not see the source."""
+    keeper = intake.keeper
+    keeper.store_archive_lists(lists.originals)
+    rows = keeper.journal_rows(own=True).values()
+    refused = [row for row in rows if "reason" in row]
+    keeper.write("done.json", {"settings": intake.description})
+    return ShardSummary(
+        library=keeper.library,
+        shard=shard,
+        stored=len(rows) - len(refused),
+        new=intake.n_new,
+        refused=[Quarantined(r["split"], r["source"], r["reason"], r["detail"]) for r in refused],
     )
 
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from kinetics400.data.archive import Contents
 from kinetics400.data.intake import Intake, stored_name
 from kinetics400.data.library import SPLITS, video_files, videos_name
 from kinetics400.data.pyramid import is_marked
+from kinetics400.data.shards import NotOurs
 from kinetics400.data.shelf import Shelf
 from kinetics400.data.sources import ArchiveUnit, Cvdf, Folder, Original, spooled
 from kinetics400.errors import InputError, StorageError
@@ -32,14 +33,17 @@ def take_archives(source: ArchiveUnit | Cvdf, lists: Lists, intake: Intake) -> N
         lists.look_in_library()
         lists.check_complete()  # no archive here brings a list
         units = source.units(lists.listed())
+        if keeper.shard is not None:  # whole archives: none is read twice
+            units = units[keeper.shard.index - 1 :: keeper.shard.count]
     else:
         units = [source]
     done = _archives_done(units, intake)
     todo = [unit for unit in units if unit.identity() not in [known["parts"] for known in done]]
     if todo:
-        _check_disk(
-            keeper.library, sum(u.n_bytes for u in units), intake.kind, intake.stored_bytes()
-        )
+        n_bytes = sum(unit.n_bytes for unit in units)
+        if keeper.shard is not None and isinstance(source, ArchiveUnit):
+            n_bytes //= keeper.shard.count
+        _check_disk(keeper.library, n_bytes, intake.kind, intake.stored_bytes())
     taken: set[tuple[str, str]] = set()
     given = intake.names_by_archive() if todo else {}
     for unit in units:
@@ -51,9 +55,14 @@ def take_archives(source: ArchiveUnit | Cvdf, lists: Lists, intake: Intake) -> N
         if len(todo) > 1:
             what += f" {todo.index(unit) + 1} of {len(todo)}"
         with ProgressMeter(what, unit.n_bytes, "bytes") as meter:
-            taken |= _take_unit(unit, contents, taken, lists, intake, meter.update)
+            skip: Container[tuple[str, str]] = taken
+            shared = keeper.shard is not None and isinstance(source, ArchiveUnit)
+            if keeper.shard is not None and shared:
+                skip = NotOurs(taken, keeper.shard)
+            taken |= _take_unit(unit, contents, skip, lists, intake, meter.update)
         keeper.store_archive_lists(contents.lists)
-        done.append({"parts": unit.identity(), "ignored": dict(contents.ignored)})
+        archive = {"parts": unit.identity(), "ignored": dict(contents.ignored)}
+        done.append(archive | ({"shared": True} if shared else {}))
         keeper.write("archives.json", {"settings": intake.description, "done": done})
     lists.look_in_library()
 
@@ -63,18 +72,21 @@ def _archives_done(units: list[ArchiveUnit], intake: Intake) -> list[dict[str, A
     known = intake.keeper.read("archives.json")
     if not known:
         return []
-    if known["settings"] != intake.description or intake.is_missing_any():
+    done, missing = known["done"], intake.archives_with_missing()
+    if known["settings"] != intake.description:
+        done = []
+    done = [archive for archive in done if archive["parts"][0][0] not in missing]
+    if len(done) < len(known["done"]):
         # At once: if this run is killed, a run with the old settings has work to do as well.
-        intake.keeper.write("archives.json", {"settings": intake.description, "done": []})
-        return []
+        intake.keeper.write("archives.json", {"settings": intake.description, "done": done})
     identities = [unit.identity() for unit in units]
-    return [archive for archive in known["done"] if archive["parts"] in identities]
+    return [archive for archive in done if archive["parts"] in identities]
 
 
 def _take_unit(
     unit: ArchiveUnit,
     contents: Contents,
-    taken: set[tuple[str, str]],
+    skip: Container[tuple[str, str]],
     lists: Lists,
     intake: Intake,
     progress: Callable[[int], None],
@@ -87,7 +99,7 @@ def _take_unit(
             unit,
             contents,
             keeper.incoming,
-            skip=taken,
+            skip=skip,
             on_list=lists.add,
             required_lists=lists.open_splits() if unit.has_lists else [],
             progress=progress,
@@ -148,10 +160,13 @@ def _unfinished(
     source: Folder, tables: dict[str, VideoTable], intake: Intake, *, in_place: bool
 ) -> Iterator[Original]:
     """The listed videos that are there and that no earlier run has dealt with."""
+    shard = intake.keeper.shard
     for split, table in tables.items():
         places = _relative(table)
         for i in range(len(table)):
             name = table.name(i)
+            if shard is not None and not shard.holds(split, name):
+                continue
             path: Path | None = source.split_root(split) / name
             if in_place:
                 path = _original_in_library(source, split, name, intake)

@@ -10,6 +10,7 @@ from kinetics400.data.library import (
     Quarantined,
     format_reasons,
 )
+from kinetics400.data.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,30 @@ class Summary:
     """Where originals lie that pyramids have replaced."""
     already_done: bool
     """Nothing had to be done: an earlier run finished."""
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What a shard found and left behind."""
+
+    library: Path
+    shard: Shard
+    stored: int
+    new: int
+    """Videos that this run has dealt with."""
+    refused: list[Quarantined]
+
+
+def format_shard(summary: ShardSummary) -> str:
+    """The report of a shard: its counts, and what comes next."""
+    lines = [
+        f"{summary.library}: shard {summary.shard} done, {summary.stored:,} videos stored"
+        f"{'' if summary.new else ' by earlier runs, nothing changed'}"
+    ]
+    if summary.refused:
+        lines += [f"  refused: {len(summary.refused):,}", format_reasons(summary.refused)]
+    lines.append("  when all shards are done, the same command without --shard writes the lists")
+    return "\n".join(lines)
 
 
 def format_summary(summary: Summary) -> str:

@@ -51,3 +51,14 @@ class PreprocessConfig:
     """Videos worked on at the same time, each in a process of its own. Default: all CPUs."""
     timeout: float = 120.0
     """Seconds after which the work on one video is given up."""
+    executor: Literal["local", "ray"] = "local"
+    """Where the work is done: by processes of this machine, or on a Ray cluster whose nodes all see
+    source and data_dir under the same paths (docs/clusters.md). n_worker is by default the number
+    of the cluster's CPUs then."""
+    ray_address: str = "auto"
+    """The cluster of --executor ray, HOST:PORT; auto is $RAY_ADDRESS, or the one that this machine
+    belongs to."""
+    shard: str | None = None
+    """i/n: store only share i of n, from 1 to n, beside processes that store the others in the same
+    data_dir. The same command without --shard then takes all in and writes the lists. Default:
+    the place of a task in its SLURM array; 1/1 is a whole run even there."""

@@ -9,6 +9,8 @@ quarantine.jsonl   one line per video that is not used, with the reason
 quarantine/        damaged files out of archives
 incoming/          videos being worked on; emptied at every start
 done.json          the marker: written last
+lock               held by whoever works here: by one run, or by any number of shards
+shards/<i>-of-<n>/ the same files of a shard at work; data/merge.py takes them over
 
 Originals that lay in the library itself move to Kinetics-400/originals/, for the user to delete; an
 older one of the same name gets a ~ after it.
@@ -19,10 +21,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ from kinetics400.data.library import (
     videos_name,
 )
 from kinetics400.data.pyramid import is_marked
+from kinetics400.data.shards import Shard
 from kinetics400.data.sources import Original
 from kinetics400.data.storage import (
     append_json_lines,
@@ -48,11 +52,21 @@ from kinetics400.errors import InputError
 
 
 class Housekeeping:
-    """The hidden folder of one library."""
+    """The hidden folder of one library.
 
-    def __init__(self, library: Path) -> None:
+    Args:
+        library: the folder that gets lists and videos.
+        shard: the share of the videos that this process works on; its memory is its own.
+    """
+
+    def __init__(self, library: Path, shard: Shard | None = None) -> None:
         self.library = library
-        self.folder = library / FOLDER
+        self.shard = shard
+        self.home = library / FOLDER
+        self.shards_folder = self.home / "shards"
+        self.folder = self.home
+        if shard is not None:
+            self.folder = self.shards_folder / f"{shard.index}-of-{shard.count}"
         self.journal = self.folder / "journal.jsonl"
         self.incoming = self.folder / "incoming"
         self.originals = library / "originals"
@@ -60,32 +74,57 @@ class Housekeeping:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the folder for one process; on leaving, folders made here and still empty go.
+        """Hold the library for one run or for any number of shards, and a shard for one process.
+
+        On leaving, folders that a run has made here and that are still empty go.
 
         Raises:
-            InputError: another process holds it.
+            InputError: another process holds it, or it holds shards of another number.
         """
-        needed = (self.library.parent, self.library, self.folder)
+        needed = (self.library.parent, self.library, self.home)
         made = [folder for folder in needed if not folder.is_dir()]
-        with disk_errors(f"creating {self.folder}"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
+        with disk_errors(f"creating {self.home}"):
+            self.home.mkdir(parents=True, exist_ok=True)
+        lock = self.home / "lock"
+        with ExitStack() as locks:
+            locks.enter_context(_locked(lock, f"{self.library}", shared=self.shard is not None))
+            if self.shard is not None:
+                self._check_count(self.shard)
+                with disk_errors(f"creating {self.folder}"):
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                what = f"shard {self.shard} of {self.library}"
+                locks.enter_context(_locked(self.folder / "lock", what))
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(f"another process is preprocessing {self.library}.") from error
-            yield
-        finally:
-            for folder in reversed(made):
-                if not any(folder.iterdir()):
-                    folder.rmdir()
-            os.close(descriptor)
+                yield
+            finally:
+                if self.shard is None and made and list(self.home.iterdir()) == [lock]:
+                    lock.unlink()
+                    for folder in reversed(made):
+                        if not any(folder.iterdir()):
+                            folder.rmdir()
+
+    def shards(self) -> list[Shard]:
+        """The shards that have worked here since the last run without shards."""
+        names = os.listdir(self.shards_folder) if self.shards_folder.is_dir() else []
+        found = [re.fullmatch(r"(\d+)-of-(\d+)", name) for name in names]
+        numbers = sorted((int(match[2]), int(match[1])) for match in found if match)
+        return [Shard(index, count) for count, index in numbers]
+
+    def _check_count(self, shard: Shard) -> None:
+        counts = {other.count for other in self.shards()} - {shard.count}
+        if counts:
+            raise InputError(
+                f"--shard {shard}: {self.library} holds shards of {max(counts)}. Go on with "
+                f"--shard i/{max(counts)}, or finish with the same command without --shard, which "
+                "takes in what they have stored."
+            )
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of this folder; {} if it is absent."""
-        path = self.folder / name
-        return json.loads(path.read_bytes()) if path.is_file() else {}
+        """A JSON file of this folder, or else of the library's; {} if it is absent."""
+        for path in (self.folder / name, self.home / name):
+            if path.is_file():
+                return json.loads(path.read_bytes())
+        return {}
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         write_atomic(self.folder / name, json.dumps(content, indent=1) + "\n")
@@ -103,11 +142,12 @@ class Housekeeping:
 
     def original_list(self, split: str) -> bytes | None:
         """The list as it came: a visible one that we did not write outranks the one kept here."""
-        visible, stored = self.library / list_name(split), self.folder / list_name(split)
+        visible = self.library / list_name(split)
         content = visible.read_bytes() if visible.is_file() else None
         known = self.read("lists.json").get(split, [])
-        if stored.is_file() and (content is None or digest(content) in known):
-            return stored.read_bytes()
+        for stored in (self.folder / list_name(split), self.home / list_name(split)):
+            if stored.is_file() and (content is None or digest(content) in known):
+                return stored.read_bytes()
         return content
 
     def store_originals(self, originals: dict[str, bytes], finals: dict[str, bytes]) -> None:
@@ -134,9 +174,11 @@ class Housekeeping:
         finally:
             shutil.rmtree(self.incoming, ignore_errors=True)
 
-    def journal_rows(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """(split, source name) → the last row of each video."""
+    def journal_rows(self, *, own: bool = False) -> dict[tuple[str, str], dict[str, Any]]:
+        """(split, source name) → the last row of each video; a shard knows the library's too."""
         rows = read_json_lines(self.journal)
+        if self.shard is not None and not own:
+            rows = read_json_lines(self.home / self.journal.name) + rows
         for row in rows:
             for name in ("split", "settings", "archive", "kind"):  # the same few in every row
                 if isinstance(row.get(name), str):
@@ -192,7 +234,39 @@ class Housekeeping:
 
     def quarantine_parts(self, split: str, name: str) -> tuple[str, ...]:
         """Where a damaged video out of an archive is kept, below the library."""
-        return (FOLDER, "quarantine", videos_name(split), *name.split("/"))
+        folder = self.folder.relative_to(self.library).parts
+        return (*folder, "quarantine", videos_name(split), *name.split("/"))
+
+
+@contextmanager
+def _locked(path: Path, what: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock file: NFS locks files for all its clients, and folders for none."""
+    descriptor = _open_locked(path, what, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_locked(path: Path, what: str, operation: int) -> int:
+    """Open and lock; raises `InputError` if another process holds it, or locks are missing."""
+    while True:
+        with disk_errors(f"creating {path}"):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise InputError(f"another process is preprocessing {what}.") from error
+        except OSError as error:
+            os.close(descriptor)
+            raise InputError(
+                f"{path} cannot be locked ({error.strerror}). The file system must offer flock: "
+                "NFS with its lock service, Lustre mounted with -o flock."
+            ) from error
+        os.close(descriptor)  # its holder has removed it since we opened it
 
 
 def digest(data: bytes) -> str:

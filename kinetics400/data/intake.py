@@ -39,6 +39,8 @@ JOURNAL_SECONDS = 10.0
 DOUBTFUL = 16  # videos that crashed or hung and wait for a second chance
 LARGEST_STORED = 4 << 30  # bytes of one stored video
 
+Run = Callable[..., Generator[Result[Job, dict[str, Any]], None, None]]
+
 
 class Intake:
     """Takes originals in and remembers what became of each.
@@ -48,6 +50,7 @@ class Intake:
         settings: how to store videos; None verifies them and keeps the files as they are.
         n_worker: processes at the same time.
         timeout: seconds per video.
+        run: has the work done; `run_isolated`, or what keeps its contract on other machines.
     """
 
     def __init__(
@@ -57,10 +60,12 @@ class Intake:
         *,
         n_worker: int,
         timeout: float,
+        run: Run | None = None,
     ) -> None:
         self.keeper = keeper
         self.settings = settings
         self.n_worker = n_worker
+        self.run = run or run_isolated
         self.limits = JobLimits(
             seconds=timeout, cpu_seconds=math.ceil(timeout) + 1, file_bytes=LARGEST_STORED
         )
@@ -102,12 +107,13 @@ class Intake:
         ours = row.get("kind") == "pyramid" and self.keeper.stored_path(row) == path
         return ours and self.is_stored(row)
 
-    def is_missing_any(self) -> bool:
-        """Whether a video that came out of an archive is gone, or was changed."""
-        return any(
-            row["source_sha256"] and "reason" not in row and not self.is_stored(row)
+    def archives_with_missing(self) -> set[str]:
+        """The archives out of which videos came that are gone, or were changed."""
+        return {
+            row["archive"]
             for row in self.rows.values()
-        )
+            if row["source_sha256"] and "reason" not in row and not self.is_stored(row)
+        }
 
     def names_by_archive(self) -> dict[str, set[tuple[str, str]]]:
         """Archive → (split, name) of all videos that came in it."""
@@ -188,8 +194,8 @@ class Intake:
                 target = self.keeper.incoming / f"stored-{self._number}.mp4"
                 yield original.path, str(target), None if original.is_stored else self.settings
 
-        isolated = run_isolated(store_as_json, jobs(), n_worker=n_worker, limits=self.limits)
-        with closing(isolated) as results:
+        work = self.run(store_as_json, jobs(), n_worker=n_worker, limits=self.limits)
+        with closing(work) as results:
             for result in results:
                 yield running.pop(result.job[0]), result
 
