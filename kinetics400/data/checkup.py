@@ -68,6 +68,8 @@ class Checkup:
 
     library: Path
     rules: Rules
+    roots: Mapping[str, str]
+    """Folder that each split's names start from."""
     findings: list[Finding] = field(default_factory=list)
     tables: dict[str, Rows] = field(default_factory=dict)
     headers: dict[Place, Header] = field(default_factory=dict)
@@ -82,7 +84,7 @@ class Checkup:
 
     def path(self, place: Place) -> str:
         """Where a video lies."""
-        return os.path.join(split_root(self.library, place[0]), place[1])
+        return os.path.join(self.roots[place[0]], place[1])
 
     def usable(self) -> Iterator[Place]:
         """Videos whose headers are in order."""
@@ -101,7 +103,8 @@ def check_library(
         rules: what to expect.
         on_progress: called with (headers read, videos in all).
     """
-    checkup = Checkup(library, rules)
+    roots = {split: str(split_root(library, split)) for split in SPLITS}
+    checkup = Checkup(library, rules, roots)
     _read_records(checkup)
     for split in SPLITS:
         rows, findings = read_rows(library, split, rules.num_classes)
@@ -236,7 +239,9 @@ def _ask(checkup: Checkup, places: Sequence[Place]) -> dict[Place, Header]:
     paths: dict[str, list[Place]] = defaultdict(list)
     for place in places:
         paths[checkup.path(place)].append(place)
-    answers = {}
+    answers: dict[Place, Header] = {}
+    if not paths:  # starting processes takes longer than a thousand headers
+        return answers
     for result in run_isolated(probe, list(paths), n_worker=checkup.rules.n_worker):
         for place in paths[result.job]:
             status = os.stat(result.job)

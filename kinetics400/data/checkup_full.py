@@ -51,7 +51,7 @@ def check_pictures(
             todo.setdefault(checkup.path(place), []).append(place)
     try:
         on_progress(len(known))
-        for result in run_isolated(examine, list(todo), n_worker=n_worker):
+        for result in run_isolated(examine, list(todo), n_worker=n_worker) if todo else ():
             value: dict[str, Any] = result.value or {
                 "reason": result.failure,
                 "detail": result.detail,

@@ -17,7 +17,7 @@ from kinetics400.errors import InputError
 Rows = list[tuple[str, int]]
 UNLABELLED = -1
 # CVDF's file names: a YouTube id and the seconds of the clip. OpenDataLab's copy has the bare id.
-TIMED = re.compile(r"(.{11})_\d{6}_\d{6}")
+TIMED = re.compile(r"(.+)_\d{6}_\d{6}")
 _LINE = re.compile(r"line 1: (.*)", re.DOTALL)
 
 

@@ -290,13 +290,15 @@ def _probed(path: str) -> tuple[Refused, int]:
             demuxer = sniff_bytes(file.read(16))
         if demuxer is None:
             return Refused("not a video", "it changed while it was read"), UNKNOWN
-        with open_video(path, demuxer) as container:
+        with open_video(path, demuxer, err_detect="explode") as container:
             if not container.streams.video:
                 return Refused("no video stream"), UNKNOWN
             video = container.streams.video[0]
             context: VideoCodecContext | None = video.codec_context  # the stub hides the None
             if context is None:
                 return Refused("damaged", "no decoder"), UNKNOWN
+            if context.width * context.height == 0:  # FFmpeg believed neither
+                return Refused("damaged", "pictures without a size"), UNKNOWN
             if context.width * context.height > MAX_PIXELS:
                 return Refused("too large", f"{context.width}×{context.height} pixels"), UNKNOWN
             return Refused(""), video.frames or UNKNOWN
