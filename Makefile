@@ -21,10 +21,10 @@ STAMP := $(VENV)/.kinetics400-$(KEY)
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format bench docs clean
+.PHONY: help env demo test check format bench doctor-proof docs clean
 
 help:  ## list the targets
-	@awk -F ':.*## *' '/^[a-z]+:.*##/ { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: $(STAMP)  ## create or update the environment
 
@@ -56,6 +56,9 @@ format: $(STAMP)  ## format the code and sort imports
 
 bench: $(STAMP)  ## measure reading against other loaders on one core, some minutes
 	OMP_NUM_THREADS=1 $(PYTHON) -m kinetics400 bench loader --scaling --json benchmarks/results/loader.json
+
+doctor-proof: $(STAMP)  ## time the doctor on 246,535 files (1 GB of disk for some minutes)
+	$(PYTHON) benchmarks/doctor_speed.py benchmarks/results/doctor_speed.json
 
 docs: $(STAMP)  ## fill the tables of README.md and docs/, draw the figures
 	$(PYTHON) docs/tables.py

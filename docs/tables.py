@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from kinetics400.commands.report import ROWS, demo_table, demo_verdict  # noqa: E402 (needs the path)
+from kinetics400.data.findings import KINDS  # noqa: E402
 
 
 def inherited() -> str:
@@ -149,6 +150,38 @@ def disk() -> str:
     return "\n".join(lines)
 
 
+# --- doctor ---------------------------------------------------------------------------------------
+
+
+def doctor_reasons() -> str:
+    """Everything that `kinetics400 doctor` may find."""
+    lines = ["| reason | level | what to do |", "|---|---|---|"]
+    lines += [f"| {reason} | {kind.level} | {kind.remedy} |" for reason, kind in KINDS.items()]
+    return "\n".join(lines)
+
+
+def doctor_speed() -> str:
+    """The doctor on as many files as Kinetics-400 has."""
+    result = _bench("doctor_speed.json")
+    killed = f"continued, after a kill at {result['killed_after_rows']:,} rows"
+    rows = {
+        "the first run": result["first_seconds"],
+        killed: result["continued_seconds"],
+        "everything remembered": result["second_seconds"],
+    }
+    lines = ["| run | seconds |", "|---|---|"]
+    lines += [f"| {name} | {seconds:.0f} |" for name, seconds in rows.items()]
+    lines += [
+        "",
+        f"{result['n_videos']:,} small MP4 files of equal length on a local disk, "
+        f"{result['cores']} cores; the whole command. A network disk takes as long as it takes to "
+        f"open each file. Raw figures: "
+        f"[{BENCH}/doctor_speed.json](../{BENCH}/doctor_speed.json); `make doctor-proof` measures "
+        "again.",
+    ]
+    return "\n".join(lines)
+
+
 TABLES = {
     "inherited": inherited,
     "demo": demo,
@@ -156,8 +189,10 @@ TABLES = {
     "loader_short": loader_short,
     "crf": crf,
     "disk": disk,
+    "doctor_reasons": doctor_reasons,
+    "doctor_speed": doctor_speed,
 }
-PAGES = ("README.md", "docs/data.md")
+PAGES = ("README.md", "docs/data.md", "docs/doctor.md")
 
 
 def filled(text: str) -> str:

@@ -17,6 +17,7 @@ from kinetics400.data.manifest import Manifest, manifest_path
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DATA_PAGE = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+DOCTOR_PAGE = (ROOT / "docs/doctor.md").read_text(encoding="utf-8")
 CONFIGS = {
     "python -m data.preprocess": PreprocessConfig,
     "python -m train": TrainConfig,
@@ -74,7 +75,7 @@ def test_tables_come_from_results() -> None:
         page = (ROOT / name).read_text(encoding="utf-8")
         assert tables["filled"](page) == page, f"run `make docs`: {name}"
     assert "78.64" in tables["inherited"]() and "decord" in tables["loader"]()
-    blocks = re.findall(r"<!-- (\w+) -->", README + DATA_PAGE)
+    blocks = re.findall(r"<!-- (\w+) -->", README + DATA_PAGE + DOCTOR_PAGE)
     assert sorted(blocks) == sorted(tables["TABLES"])
 
 

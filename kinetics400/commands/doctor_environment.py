@@ -197,7 +197,7 @@ def compiler_fact(*, has_gpu: bool) -> Fact:
     found = next((c for c in (named, "c++", "g++", "clang++") if c and shutil.which(c)), None)
     if found:
         return Fact("C++ compiler", found)
-    remedy = "torch.compile needs one: install g++, or pass --no_compile"
+    remedy = "torch.compile needs one: install g++"
     return Fact("C++ compiler", "none", WARNING if has_gpu else NOTE, remedy)
 
 

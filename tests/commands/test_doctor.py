@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,8 @@ from kinetics400 import __main__ as console
 from kinetics400.commands import doctor_environment as environment
 from kinetics400.commands.doctor_environment import Fact
 from kinetics400.commands.doctor_report import SHOWN, format_findings
+from kinetics400.config.doctor import DoctorConfig
+from kinetics400.config.parse import parse
 from kinetics400.data import shared_memory
 from kinetics400.data.findings import KINDS, Finding
 
@@ -281,3 +284,12 @@ def test_this_machine_is_described(tmp_path: Path) -> None:
         "C++ compiler",
         "codecs",
     } <= names
+
+
+def test_commands_on_the_page_parse() -> None:
+    page = (Path(__file__).parents[2] / "docs/doctor.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("kinetics400 doctor")]
+    assert len(lines) == 3
+    for line in lines:
+        flags = shlex.split(line.split("#")[0])[2:]
+        assert parse(DoctorConfig, flags, prog="", description="").data_dir.name
