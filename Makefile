@@ -21,7 +21,7 @@ STAMP := $(VENV)/.kinetics400-$(KEY)
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format bench fidelity-augment docs clean
+.PHONY: help env demo test check format bench fidelity-augment doctor-proof docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,10 +59,13 @@ bench: $(STAMP)  ## measure reading against other loaders on one core, some minu
 
 fidelity-augment: $(STAMP)  ## compare augmentation with timm, PIL and torchvision, half a minute
 	OMP_NUM_THREADS=1 $(PYTHON) -m kinetics400 bench augment-fidelity --json results/fidelity_augment.json
-	$(PYTHON) docs/tables.py
+	$(PYTHON) docs/tables
+
+doctor-proof: $(STAMP)  ## time the doctor on 246,535 files (1 GB of disk for some minutes)
+	$(PYTHON) benchmarks/doctor_speed.py benchmarks/results/doctor_speed.json
 
 docs: $(STAMP)  ## fill the tables of README.md and docs/, draw the figures
-	$(PYTHON) docs/tables.py
+	$(PYTHON) docs/tables
 	$(PYTHON) docs/figures.py
 
 clean:  ## remove build products and caches; not the environment, data, weights or results

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": ("kinetics400.commands.train", "finetune a video classifier and evaluate it"),
     "evaluate": ("kinetics400.commands.evaluate", "evaluate a finetuned model on a split"),
     "bench": ("kinetics400.commands.bench", "measure against named peers: bench loader"),
+    "doctor": ("kinetics400.commands.doctor", "find what is wrong with the machine and the data"),
     "demo": ("kinetics400.commands.demo", "the whole job on an embedded dataset, on the CPU"),
 }
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DATA_PAGE = (ROOT / "docs/data.md").read_text(encoding="utf-8")
 CLUSTERS_PAGE = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+DOCTOR_PAGE = (ROOT / "docs/doctor.md").read_text(encoding="utf-8")
 CONFIGS = {
     "python -m data.preprocess": PreprocessConfig,
     "python -m train": TrainConfig,
@@ -72,7 +73,7 @@ def test_readme_promises_word_for_word(promised: str) -> None:
 
 
 def test_tables_come_from_results() -> None:
-    tables = runpy.run_path(str(ROOT / "docs/tables.py"))
+    tables = runpy.run_path(str(ROOT / "docs/tables"))
     for name in tables["PAGES"]:
         page = (ROOT / name).read_text(encoding="utf-8")
         assert tables["filled"](page) == page, f"run `make docs`: {name}"

@@ -22,7 +22,11 @@ def sniff(path: str) -> str | None:
         OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
-        head = file.read(16)
+        return sniff_bytes(file.read(16))
+
+
+def sniff_bytes(head: bytes) -> str | None:
+    """The same for a file's first 16 bytes."""
     if head[4:8] in MOV_BOXES:
         return "mov"
     if head.startswith(b"\x1a\x45\xdf\xa3"):

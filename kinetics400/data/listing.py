@@ -50,7 +50,7 @@ def rows_from_csv(
     """
     if names is None:
         raise InputError(f"{source} gives classes by name: pass --label_names")
-    labels = {_plain(name): label for label, name in enumerate(names)}
+    labels = {plain_class(name): label for label, name in enumerate(names)}
     try:
         reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         missing = [name for name in CSV_COLUMNS if name not in (reader.fieldnames or ())]
@@ -61,7 +61,7 @@ def rows_from_csv(
         raise InputError(f"{source} is no CSV in UTF-8: {error}") from error
     rows, problems = [], []
     for number, line in enumerate(lines, 2):
-        label = labels.get(_plain(line["label"] or ""))
+        label = labels.get(plain_class(line["label"] or ""))
         start, end = line["time_start"] or "", line["time_end"] or ""
         if label is None:
             problems.append(f"  line {number}: unknown class {line['label']!r}")
@@ -111,17 +111,17 @@ def rows_from_folders(
             f"{source} has no list file, and its videos do not lie in one folder per class "
             f"({len(loose)} lie in none). Name lists with --train_list and --val_list."
         )
-    labels = {_plain(name): label for label, name in enumerate(names or sorted(folders))}
-    unknown = sorted(folder for folder in folders if _plain(folder) not in labels)
+    labels = {plain_class(name): label for label, name in enumerate(names or sorted(folders))}
+    unknown = sorted(folder for folder in folders if plain_class(folder) not in labels)
     if unknown:
         raise InputError(
             f"{source} has {len(unknown)} folder(s) that are no class: "
             f"{', '.join(map(repr, unknown[:SHOWN_PROBLEMS]))}. Name the classes with "
             "--label_names."
         )
-    return [(file, labels[_plain(file.partition("/")[0])]) for file in files]
+    return [(file, labels[plain_class(file.partition("/")[0])]) for file in files]
 
 
-def _plain(name: str) -> str:
+def plain_class(name: str) -> str:
     """A class name, whether it is written with spaces or with underscores."""
     return name.replace("_", " ").strip().casefold()

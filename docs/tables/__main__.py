@@ -1,0 +1,46 @@
+"""Fill the tables of README.md and docs/ from the files in results/ and benchmarks/: `make docs`.
+
+A block between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the table of that name. A test holds
+the committed pages to what this writes.
+"""
+
+import re
+
+from accuracies import demo, inherited
+from augmentation import augment_cost, augment_draws, augment_pixels
+from clusters import cluster
+from doctor import doctor_reasons, doctor_speed
+from feeding import crf, disk, loader, loader_short
+from measured import ROOT
+
+TABLES = {
+    "inherited": inherited,
+    "demo": demo,
+    "loader": loader,
+    "loader_short": loader_short,
+    "crf": crf,
+    "disk": disk,
+    "augment_pixels": augment_pixels,
+    "augment_draws": augment_draws,
+    "augment_cost": augment_cost,
+    "cluster": cluster,
+    "doctor_reasons": doctor_reasons,
+    "doctor_speed": doctor_speed,
+}
+PAGES = ("README.md", "docs/data.md", "docs/augmentation.md", "docs/clusters.md", "docs/doctor.md")
+
+
+def filled(text: str) -> str:
+    """`text` with every block in it filled anew."""
+    for name, table in TABLES.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        if re.search(pattern, text, flags=re.DOTALL):
+            body = table()
+            text = re.sub(pattern, lambda m, b=body: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    for name in PAGES:
+        page = ROOT / name
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
