@@ -71,6 +71,8 @@ def test_boxes_have_the_published_area_and_aspect() -> None:
 
 def test_a_box_by_hand() -> None:
     """Area 0.02 + 0.5 · (1/3 - 0.02) of 10,000, aspect exp(0): a square of 42; 59 places each."""
+    box = erased_box(100, 100, [0.5, 0.5, 0.99, 0.0] + [0.0] * 36)
+    assert box == (58, 0, 42, 42)
     box = erased_box(100, 100, [0.5, 0.5, 0.0, 0.99] + [0.0] * 36)
     assert box == (0, 58, 42, 42)
 
@@ -100,5 +102,7 @@ def test_noise_is_normal_and_uncorrelated() -> None:
     assert abs(inside - math.erf(2**-0.5)) < 0.005
 
 
-def test_noise_never_overflows() -> None:
-    assert normal_noise(torch.tensor(1), 1_000_000).isfinite().all()
+@pytest.mark.parametrize("bits", [-(2**63), -1, 0, 2**63 - 1])
+def test_noise_never_overflows(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "bits", lambda *_: torch.tensor([bits]))
+    assert normal_noise(torch.tensor(1), 2).isfinite().all()

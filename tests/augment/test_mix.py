@@ -95,6 +95,14 @@ def test_cutmix_shares_are_what_the_box_leaves() -> None:
     assert 0 < cut < 400
 
 
+def test_cutmix_boxes_have_the_area_that_was_drawn() -> None:
+    """A Beta distribution this narrow gives 0.5: sides of 0.707, where the border cuts nothing."""
+    how = mixing(mode="elem", mixup_alpha=0.0, cutmix_alpha=1e9)
+    boxes = [each.box for each in draw_mixes(torch.arange(300), how, 100, 200)]
+    sides = [(box.height, box.width) for box in boxes if box is not None]
+    assert max(height for height, _ in sides) == 70 and max(width for _, width in sides) == 141
+
+
 @pytest.mark.parametrize(
     ("options", "share_of_boxes"),
     [
