@@ -33,7 +33,7 @@ Published = Callable[[Path], Tree]
 
 # The function that the nodes run: it does as it is told by the files beside it.
 PLAYED = """
-import os, signal, time
+import os, signal, sys, time
 from pathlib import Path
 from kinetics400.data.transcode import store_as_json
 
@@ -44,6 +44,8 @@ def told(kind, data):
 
 def store(job):
     data = Path(job[0]).read_bytes()
+    if "ray" in sys.modules:
+        (FOLDER / "ray in a child").touch()
     (FOLDER / f"started-{os.getpid()}-{time.monotonic_ns()}").write_text(job[1])
     while (FOLDER / "wait").exists():
         time.sleep(0.005)
@@ -180,6 +182,7 @@ def test_cluster_leaves_what_a_local_run_leaves(
     assert (published(tmp_path / "Kinetics-400"), journal(tmp_path)) == local
     assert not (tmp_path / "Kinetics-400/.preprocess/incoming").exists()
     assert len(set(nodes.started())) == 2  # one child for each node's CPU, kept for all its videos
+    assert not (nodes.folder / "ray in a child").exists()  # it holds nothing but its job
     wait_until(lambda: not any(map(is_alive, nodes.started())))
     assert not ray.is_initialized()
 
