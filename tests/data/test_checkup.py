@@ -1,5 +1,6 @@
 """Planted faults: each is named with its reason, and nothing else is named."""
 
+import errno
 import hashlib
 import json
 import os
@@ -371,11 +372,29 @@ def test_a_quarantined_file_on_disk_is_not_called_unlisted(stored: Path) -> None
 def test_equal_sums_in_the_manifests_need_no_reading(
     stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unexpected(path: str) -> str:
-        raise AssertionError(path)
+    def unexpected(checkup: object, place: object) -> str:
+        raise AssertionError(place)
 
     monkeypatch.setattr(checkup_module, "_sha256", unexpected)
     assert found(stored) == set()
+
+
+def test_a_file_whose_end_cannot_be_read_is_named(
+    raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy("train_05.mp4", f"{TRAIN}/twin.mp4")(raw)
+    add("train", "twin.mp4 1")(raw)
+    pread = os.pread
+
+    def failing(descriptor: int, count: int, at: int) -> bytes:
+        if count == checkup_module.EDGE_BYTES and "twin" in os.readlink(
+            f"/proc/self/fd/{descriptor}"
+        ):
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(descriptor, count, at)
+
+    monkeypatch.setattr(os, "pread", failing)
+    assert found(raw) == one("unreadable", "train", "twin.mp4")
 
 
 # --- what else is known ---------------------------------------------------------------------------
