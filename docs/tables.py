@@ -175,7 +175,7 @@ def doctor_speed() -> str:
     ]
     lines += [
         "",
-        f"{result['n_videos']:,} small MP4 files of equal length on a local disk; the whole command, "
+        f"{result['n_videos']:,} small MP4 files of equal length on a local disk; all of it, "
         f"on {result['cores']} cores that other work shared. A network disk takes as long as it "
         f"takes to open each file. Raw figures: [{BENCH}/doctor_speed.json]"
         f"(../{BENCH}/doctor_speed.json); `make doctor-proof` measures again.",
