@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kinetics400.commands.doctor_environment import GOOD, Fact
+from kinetics400.data.annotations import CONTROL
 from kinetics400.data.checkup import Checkup, counts, which_copy
 from kinetics400.data.findings import KINDS, Finding, by_reason
 
@@ -48,12 +49,19 @@ def format_findings(findings: Sequence[Finding], target: Path | None) -> str:
         shown = group if len(group) <= SHOWN_ALL else group[:SHOWN]
         for finding in shown:
             place = f"{finding.split}: {finding.path}".removesuffix(": ")
-            lines.append(f"    {place}" + (f"  ({finding.detail})" if finding.detail else ""))
+            detail = f"  ({finding.detail})" if finding.detail else ""
+            lines.append(f"    {_printable(place + detail)}")
         if len(shown) < len(group):
             where = f"all in {target}" if target else "--json FILE names all"
             lines.append(f"    … and {len(group) - len(shown):,} more; {where}")
         lines.append(f"    → {kind.remedy}")
     return "\n".join(lines) if lines else "nothing is wrong with the data"
+
+
+def _printable(text: str) -> str:
+    """Without what moves a terminal's cursor, or no terminal can show: names come from anywhere."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def verdict(facts: Sequence[Fact], findings: Sequence[Finding]) -> str:

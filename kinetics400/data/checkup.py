@@ -106,6 +106,7 @@ def check_library(
     roots = {split: str(split_root(library, split)) for split in SPLITS}
     checkup = Checkup(library, rules, roots)
     _read_records(checkup)
+    listed: dict[str, Rows] = {}
     for split in SPLITS:
         rows, findings = read_rows(library, split, rules.num_classes)
         checkup.findings += findings
@@ -113,12 +114,9 @@ def check_library(
             root = library / videos_name(split)
             files = sorted(video_files(root)) if root.is_dir() else []
             rows = [(name, UNLABELLED) for name in files]
+        else:
+            listed[split] = rows
         checkup.tables[split] = rows
-    listed = {
-        split: rows
-        for split, rows in checkup.tables.items()
-        if not any(label == UNLABELLED for _, label in rows[:1])
-    }
     checkup.findings += check_labels(library, listed, rules.names, rules.num_classes)
     checkup.findings += check_names(listed)
     journal = CheckupJournal(library, "doctor_headers.jsonl")
@@ -288,9 +286,7 @@ def _check_content(checkup: Checkup, journal: CheckupJournal) -> None:
             groups = _grouped(same, sums.__getitem__)
         else:
             near = _grouped(same, lambda place: _edges(checkup, journal, place))
-            groups = [
-                g for part in near for g in _grouped(part, lambda p: _sha256(checkup.path(p)))
-            ]
+            groups = [g for part in near for g in _grouped(part, lambda p: _sha256(checkup, p))]
         for (first_split, first_name), *others in groups:
             for split, name in others:
                 across = split != first_split
@@ -325,18 +321,30 @@ def _edges(checkup: Checkup, journal: CheckupJournal, place: Place) -> str:
     row = journal.get(_key(place), header.n_bytes, header.mtime_ns)
     if row is not None and "edges" in row:
         return str(row["edges"])
-    with open(checkup.path(place), "rb", buffering=0) as file:
-        descriptor = file.fileno()
-        edges = os.pread(descriptor, EDGE_BYTES, 0)
-        edges += os.pread(descriptor, EDGE_BYTES, max(0, header.n_bytes - EDGE_BYTES))
+    try:
+        with open(checkup.path(place), "rb", buffering=0) as file:
+            descriptor = file.fileno()
+            edges = os.pread(descriptor, EDGE_BYTES, 0)
+            edges += os.pread(descriptor, EDGE_BYTES, max(0, header.n_bytes - EDGE_BYTES))
+    except OSError as error:
+        return _unreadable(checkup, place, error)
     digest = hashlib.sha256(edges).hexdigest()[:32]
     _remember(journal, place, header, edges=digest)
     return digest
 
 
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(checkup: Checkup, place: Place) -> str:
+    try:
+        with open(checkup.path(place), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return _unreadable(checkup, place, error)
+
+
+def _unreadable(checkup: Checkup, place: Place, error: OSError) -> str:
+    """Note a file whose head could be read and whose rest cannot; a key that nothing equals."""
+    checkup.findings.append(Finding("unreadable", *place, error.strerror or str(error)))
+    return "/".join(place)
 
 
 # --- which copy it is -----------------------------------------------------------------------------

@@ -18,9 +18,12 @@ from kinetics400 import __main__ as console
 from kinetics400.commands import doctor_environment as environment
 from kinetics400.commands.doctor_environment import Fact
 from kinetics400.commands.doctor_report import SHOWN, format_findings
+from kinetics400.commands.preprocess import preprocess
 from kinetics400.config.doctor import DoctorConfig
 from kinetics400.config.parse import parse
+from kinetics400.config.preprocess import PreprocessConfig
 from kinetics400.data import shared_memory
+from kinetics400.data.checkup import Rules, check_library
 from kinetics400.data.findings import KINDS, Finding
 
 Run = Callable[..., tuple[int, str]]
@@ -160,6 +163,12 @@ def test_few_findings_are_all_shown_and_many_are_cut(tmp_path: Path) -> None:
     assert "--json FILE" in format_findings(many, None)
 
 
+def test_names_cannot_write_to_the_terminal() -> None:
+    told = format_findings([Finding("unlisted", "val", "\x1b[2Ja\udce9.mp4")], None)
+    assert "\\x1b[2Ja\\udce9.mp4" in told and told.encode("ascii", "ignore").isascii()
+    assert "\x1b" not in told
+
+
 def test_errors_come_before_warnings_and_notes() -> None:
     told = format_findings(
         [
@@ -176,6 +185,24 @@ def test_every_reason_has_a_level_and_a_remedy() -> None:
     assert all(
         kind.level in ("error", "warning", "note") and kind.remedy for kind in KINDS.values()
     )
+
+
+# --- after preprocessing --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("store", ["pyramid", "original"])
+def test_what_preprocessing_leaves_is_in_order(
+    store: str, corpus, write_archive: Callable, inline, tmp_path: Path
+) -> None:
+    write_archive(tmp_path / "Kinetics-400.tar.gz", corpus.members)
+    preprocess(PreprocessConfig(data_dir=tmp_path, max_bad_share=0.5, n_worker=1, store=store))
+    checkup = check_library(tmp_path / "Kinetics-400", Rules(num_classes=6, clip_frames=2))
+    notes = {
+        (f.path, f.detail.split(":")[0]) for f in checkup.findings if f.reason == "quarantined"
+    }
+    assert notes == {("bad.mp4", "truncated"), ("gone.mp4", "absent")}
+    others = {f.reason for f in checkup.findings} - {"quarantined"}
+    assert others == {"class without videos"}  # the validation list lacks some of the six
 
 
 # --- the machine ----------------------------------------------------------------------------------

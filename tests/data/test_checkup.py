@@ -1,5 +1,6 @@
 """Planted faults: each is named with its reason, and nothing else is named."""
 
+import errno
 import hashlib
 import json
 import os
@@ -45,6 +46,11 @@ def raw(library: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def stored(raw: Path) -> Path:
     """With the records of preprocessing."""
+    return record(raw)
+
+
+def record(raw: Path) -> Path:
+    """Write what preprocessing writes about the files as they are."""
     (raw / ".preprocess").mkdir()
     for split in ("train", "val"):
         rows, labels = [], []
@@ -368,14 +374,86 @@ def test_a_quarantined_file_on_disk_is_not_called_unlisted(stored: Path) -> None
     assert found(stored) == one("quarantined", "train", "bad.mp4")
 
 
-def test_equal_sums_in_the_manifests_need_no_reading(
-    stored: Path, monkeypatch: pytest.MonkeyPatch
+def test_equal_sizes_need_no_reading_where_sums_are_stored(
+    raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unexpected(path: str) -> str:
-        raise AssertionError(path)
+    sizes = [file_of(raw, name).stat().st_size for name in ("train_05.mp4", "train_06.mp4")]
+    for name, size in zip(("train_05.mp4", "train_06.mp4"), sizes, strict=True):
+        padding = max(sizes) + 8 - size
+        box = padding.to_bytes(4) + b"free" + bytes(padding - 8)
+        file_of(raw, name).write_bytes(file_of(raw, name).read_bytes() + box)
+    record(raw)
 
-    monkeypatch.setattr(checkup_module, "_sha256", unexpected)
-    assert found(stored) == set()
+    def unexpected(*arguments: object) -> str:
+        raise AssertionError(arguments)
+
+    monkeypatch.setattr(checkup_module, "_edges", unexpected)
+    assert found(raw) == set()
+
+
+def test_no_process_is_started_for_mp4s(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unexpected(*arguments: object, **named: object) -> object:
+        raise AssertionError(arguments)
+
+    monkeypatch.setattr(checkup_module, "run_isolated", unexpected)
+    assert found(raw) == set()
+
+
+def test_other_containers_are_opened_in_isolated_processes(
+    raw: Path, make_video: Callable[..., Path]
+) -> None:
+    make_video(raw / TRAIN / "good.mkv")
+    make_video(raw / TRAIN / "bad.mkv")
+    data = (raw / TRAIN / "bad.mkv").read_bytes()
+    (raw / TRAIN / "bad.mkv").write_bytes(data.replace(b"matroska", b"metroska"))
+    add("train", "good.mkv 1\nbad.mkv 1")(raw)
+    assert found(raw) == one("damaged", "train", "bad.mkv")
+
+
+# --- what is no fault -----------------------------------------------------------------------------
+
+
+def test_a_folder_of_many_labels_is_no_class(raw: Path) -> None:
+    into_classes(raw, dict.fromkeys(range(4), "part_0"))
+    assert found(raw) == set()
+
+
+def test_bare_names_may_recur_in_other_folders(raw: Path) -> None:
+    for split, name, place in (("train", "train_05", "a/1"), ("val", "val_03", "b/1")):
+        target = raw / f"videos_{split}" / f"{place}.mp4"
+        target.parent.mkdir()
+        file_of(raw, f"{name}.mp4").rename(target)
+        edit(split, lambda text, n=name, p=place: text.replace(n, p))(raw)
+    assert found(raw) == set()
+
+
+def test_splits_that_number_classes_differently_need_no_names(raw: Path) -> None:
+    into_classes(raw, {0: "a", 1: "b", 2: "c", 3: "d"})
+    without = Rules(num_classes=4, clip_frames=4)
+    assert found(raw, without) == set()
+    swapped = {"a/": " 1", "b/": " 0"}
+    lines = list_of(raw, "val").read_text().splitlines()
+    lines = [line[:-2] + swapped.get(line[:2], line[-2:]) for line in lines]
+    list_of(raw, "val").write_text("\n".join(lines))
+    assert found(raw, without) == one("label order", "val", "")
+
+
+def test_a_file_whose_end_cannot_be_read_is_named(
+    raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy("train_05.mp4", f"{TRAIN}/twin.mp4")(raw)
+    add("train", "twin.mp4 1")(raw)
+    pread = os.pread
+
+    def failing(descriptor: int, count: int, at: int) -> bytes:
+        if count == checkup_module.EDGE_BYTES and "twin" in os.readlink(
+            f"/proc/self/fd/{descriptor}"
+        ):
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(descriptor, count, at)
+
+    monkeypatch.setattr(os, "pread", failing)
+    assert found(raw) == one("unreadable", "train", "twin.mp4")
 
 
 # --- what else is known ---------------------------------------------------------------------------
@@ -413,7 +491,7 @@ def test_a_torn_or_foreign_memory_is_no_harm(raw: Path) -> None:
     found(raw)
     journal = raw / ".preprocess/doctor_headers.jsonl"
     rows = journal.read_text().splitlines()
-    rows[0] = '{"path": ["x"], "n_bytes": {}, "mtime_ns": 0}'
+    rows[0] = '{"path": ["x"], "n_bytes": 1, "mtime_ns": 0}'
     rows[1] = json.dumps({"path": "train/train_01.mp4", "n_bytes": 1, "mtime_ns": 1})
     journal.write_text("\n".join(rows)[:-7])
     assert found(raw) == set()

@@ -132,6 +132,19 @@ def test_an_index_at_the_end_is_found(tmp_path: Path) -> None:
     assert read_header(str(path)).n_frames == 64
 
 
+def test_an_index_may_reach_to_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(START + bytes(4) + index(GOOD_TABLE)[4:])
+    assert read_header(str(path)).n_frames == 64
+
+
+def test_a_size_of_64_bits_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    large = box(b"mdat", struct.pack(">Q", 16 + 50) + bytes(50), size=1)
+    path.write_bytes(START + large + index(GOOD_TABLE))
+    assert read_header(str(path)).n_frames == 64
+
+
 def test_bytes_behind_the_index_do_no_harm(make_video: Callable, tmp_path: Path) -> None:
     path = make_video(tmp_path / "a.mp4")
     path.write_bytes(path.read_bytes() + b"\xff\xff\xff\xffjunk behind the end")
