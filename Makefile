@@ -57,7 +57,7 @@ format: $(STAMP)  ## format the code and sort imports
 bench: $(STAMP)  ## measure reading against other loaders on one core, some minutes
 	OMP_NUM_THREADS=1 $(PYTHON) -m kinetics400 bench loader --scaling --json benchmarks/results/loader.json
 
-fidelity-augment: $(STAMP)  ## compare augmentation with timm, PIL and torchvision, half a minute
+fidelity-augment: $(STAMP)  ## compare augmentation with timm, PIL and torchvision, a minute
 	OMP_NUM_THREADS=1 $(PYTHON) -m kinetics400 bench augment-fidelity --json results/fidelity_augment.json
 	$(PYTHON) docs/tables
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kinetics400.config.doctor import DoctorConfig
 from kinetics400.config.evaluation import EvaluateConfig
 from kinetics400.config.finetuning import TrainConfig
 from kinetics400.config.parse import parse
@@ -24,6 +25,7 @@ CONFIGS = {
     "python -m train": TrainConfig,
     "python -m pretraining": PretrainConfig,
     "kinetics400 evaluate": EvaluateConfig,
+    "kinetics400 doctor": DoctorConfig,
 }
 
 
@@ -33,9 +35,7 @@ def commands(page: str) -> list[str]:
     return [line.split("#")[0].strip() for line in lines if line.startswith(tuple(CONFIGS))]
 
 
-@pytest.mark.parametrize(
-    "command", commands(README) + commands(DATA_PAGE) + commands(CLUSTERS_PAGE)
-)
+@pytest.mark.parametrize("command", commands(README + DATA_PAGE + CLUSTERS_PAGE + DOCTOR_PAGE))
 def test_commands_parse(command: str) -> None:
     prefix = next(prefix for prefix in CONFIGS if command.startswith(prefix))
     config = parse(

@@ -36,7 +36,7 @@ from kinetics400.bench.videos import texture
 from kinetics400.data import keys, sampling
 from kinetics400.data.dataset import to_square
 
-SEED = 1
+SEED = 0
 PUBLISHED = "rand-m7-n4-mstd0.5-inc1"
 # A level on one pixel in a thousand, where a bicubic sum is next to a whole number.
 GEOMETRY_TOLERANCE = (1.0, 0.001)
@@ -67,11 +67,11 @@ class Pixels:
         return self.largest <= self.allowed_difference and self.share <= self.allowed_share
 
 
-def augment_fidelity(*, num_draws: int = 20_000) -> dict[str, Any]:
+def augment_fidelity(*, num_draws: int = 80_000) -> dict[str, Any]:
     """Compare everything; the result is plain JSON.
 
     Args:
-        num_draws: of every distribution.
+        num_draws: clips of each sampler; an operation is applied to an eighth of them.
     """
     pixels = [*operation_rows(), *whole_rows(), *batch_rows()]
     draws = compare_draws(PUBLISHED, seed=SEED, count=num_draws)

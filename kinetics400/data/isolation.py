@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
+from kinetics400.data.orphans import die_with_parent
+
 Job = TypeVar("Job")
 Value = TypeVar("Value")
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CLONE_NEWUSER = 0x10000000  # linux/sched.h
 CLONE_NEWNET = 0x40000000
 NO_JOB = object()
@@ -116,7 +117,10 @@ def run_isolated(
     """
     limits = limits or JobLimits()
     queue = iter(jobs)
-    returned: list[Any] = []
+    first = next(queue, NO_JOB)
+    if first is NO_JOB:
+        return  # before any child is started
+    returned: list[Any] = [first]
     children: list[_Child] = []
     exhausted = False
     try:
@@ -178,14 +182,12 @@ def _serve(
     os.setsid()  # Ctrl-C on the terminal is the parent's to handle
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    die_with_parent(parent)
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before prctl
-            return
         # No network where the kernel allows it. Root needs no user namespace, and would lose its
         # right to read other users' files in one.
-        libc.unshare(CLONE_NEWNET if os.geteuid() == 0 else CLONE_NEWUSER | CLONE_NEWNET)
+        flags = CLONE_NEWNET if os.geteuid() == 0 else CLONE_NEWUSER | CLONE_NEWNET
+        ctypes.CDLL(None).unshare(flags)
         resource.setrlimit(resource.RLIMIT_AS, (limits.address_space, limits.address_space))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_bytes, limits.file_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

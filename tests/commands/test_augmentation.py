@@ -55,6 +55,22 @@ def test_the_defaults_are_the_published_ones(
     }
 
 
+def test_every_flag_of_mixing_arrives(
+    asked: Callable[[AugmentationFlags], dict[str, Any]],
+) -> None:
+    flags = AugmentationFlags(
+        mixup=0.3, cutmix=0.6, mixup_prob=0.9, mixup_switch_prob=0.2, mixup_mode="pair"
+    )
+    assert asked(flags)["mixing"] == Mixing(
+        num_classes=400,
+        mixup_alpha=0.3,
+        cutmix_alpha=0.6,
+        probability=0.9,
+        switch_probability=0.2,
+        mode="pair",
+    )
+
+
 def test_everything_can_be_left_out(
     asked: Callable[[AugmentationFlags], dict[str, Any]],
 ) -> None:

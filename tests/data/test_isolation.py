@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kinetics400.data import isolation
 from kinetics400.data.isolation import JobLimits, Result, run_isolated
 
 LIMITS = JobLimits(seconds=2.0, cpu_seconds=60, address_space=600 << 20)
@@ -34,6 +35,11 @@ def test_every_job_gets_its_result_whatever_the_others_do(capfd: pytest.CaptureF
     assert results[greedy].failure == "out of memory"
     assert results[buggy].failure == "crashed" and "code 1" in results[buggy].detail
     assert "ZeroDivisionError" in capfd.readouterr().err  # its traceback is not lost
+
+
+def test_without_jobs_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "_Child", None)  # starting one would be an error
+    assert run([]) == {}
 
 
 def test_busy_loop_is_stopped_by_the_cpu_limit() -> None:
