@@ -89,8 +89,10 @@ class VideoGuard:
             new = self._rows()[len(self._known) :] if self._file is not None else found
             if new and os.environ.get("LOCAL_RANK", "0") != "0":
                 # Rank 0 finds its connection closed, and says why it stops. Were this an error, the
-                # launcher would kill rank 0 first.
-                sys.exit(0)
+                # launcher would kill rank 0 first; and tearing the connections down, as an orderly
+                # exit does, may abort.
+                sys.stderr.flush()
+                os._exit(0)
             if new:
                 raise self._verdict(new) from error
             if watch.is_stalled:

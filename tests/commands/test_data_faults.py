@@ -330,7 +330,7 @@ def test_22_23_with_two_ranks_all_stop_and_the_video_is_named(
     library: Path, tmp_path: Path, culprit: str
 ) -> None:
     """Whichever rank met it: exit code 75, no process left, and the repeated command completes."""
-    flags = ("--n_device", "2", *WORKERS[:-2], "--decode_timeout", "5")
+    flags = ("--n_device", "2", *WORKERS[:-2], "--decode_timeout", "60")
     argv = command(library, tmp_path / "run", *flags)
     for expected in (75, 0):
         process = start(tmp_path, "abort", culprit, "", argv)
