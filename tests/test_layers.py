@@ -48,6 +48,7 @@ NO_TORCH = {
     "data.shared_memory",
     "data.shelf",
     "data.sources",
+    "data.stills",
     "data.storage",
     "data.stream",
     "data.synthetic",

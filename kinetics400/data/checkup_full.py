@@ -9,6 +9,7 @@ from kinetics400.data.checkup import Checkup, Place
 from kinetics400.data.checkup_journal import CheckupJournal
 from kinetics400.data.findings import Finding
 from kinetics400.data.isolation import run_isolated
+from kinetics400.data.stills import ChangeMeter, still_spans
 from kinetics400.data.verify import Refused, verify_video
 
 FLUSH_EVERY = 50  # videos: a killed check-up repeats fewer
@@ -17,16 +18,19 @@ FLUSH_EVERY = 50  # videos: a killed check-up repeats fewer
 def examine(path: str) -> dict[str, str]:
     """Decode a video and hash it. Runs in an isolated process.
 
-    Returns: reason and detail of verify's refusal, empty for none, and the SHA-256.
+    Returns: reason and detail of verify's refusal, empty for none; the spans of still pictures, in
+    words; and the SHA-256.
     """
-    verdict = verify_video(path)
+    meter = ChangeMeter()
+    verdict = verify_video(path, meter.add)
+    stills = ", ".join(f"{first}–{last}" for first, last in still_spans(meter.changes))
     refused = asdict(verdict) if isinstance(verdict, Refused) else {"reason": "", "detail": ""}
     try:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:  # the verdict says so
         digest = ""
-    return {**refused, "sha256": digest}
+    return {**refused, "stills": stills, "sha256": digest}
 
 
 def check_pictures(
@@ -45,16 +49,17 @@ def check_pictures(
     for place in checkup.usable():
         header = checkup.headers[place]
         row = journal.get("/".join(place), header.n_bytes, header.mtime_ns)
-        if row is not None and {"reason", "detail", "sha256"} <= row.keys():
+        if row is not None and {"reason", "detail", "stills", "sha256"} <= row.keys():
             known[place] = dict(row)
         else:
             todo.setdefault(checkup.path(place), []).append(place)
     try:
         on_progress(len(known))
-        for result in run_isolated(examine, list(todo), n_worker=n_worker) if todo else ():
+        for result in run_isolated(examine, list(todo), n_worker=n_worker):
             value: dict[str, Any] = result.value or {
                 "reason": result.failure,
                 "detail": result.detail,
+                "stills": "",
                 "sha256": "",
             }
             for place in todo[result.job]:
@@ -70,6 +75,8 @@ def check_pictures(
 def _findings(checkup: Checkup, place: Place, row: dict[str, Any]) -> list[Finding]:
     split, name = place
     found = [Finding(row["reason"], split, name, row["detail"])] if row["reason"] else []
+    if row["stills"]:
+        found.append(Finding("still picture", split, name, f"frames {row['stills']}"))
     stored = checkup.stored_sums.get(place)
     if stored is not None and row["sha256"] and row["sha256"] != stored:
         found.append(Finding("content changed", split, name, "its SHA-256 is not the stored one"))

@@ -32,6 +32,11 @@ KINDS: dict[str, Kind] = {
     "crashed": Kind(ERROR, GET_AGAIN),
     "hung": Kind(ERROR, GET_AGAIN),
     "out of memory": Kind(ERROR, GET_AGAIN),
+    "still picture": Kind(
+        WARNING,
+        "Look at these frames: after lost data a decoder shows a frozen, torn picture; an inserted "
+        "title is as still.",
+    ),
     # Against the records of preprocessing.
     "size changed": Kind(ERROR, "The file is not the one that was stored: store it again."),
     "content changed": Kind(ERROR, "The file is not the one that was stored: store it again."),
