@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
+from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
@@ -92,26 +92,25 @@ class WorkerWatch:
         torch raises a RuntimeError when a worker dies, wherever the block then is; it goes on to
         the caller, and `culprits` and `is_broken` tell what it was about.
         """
-        before = set(active_children())
-        items = iter(loader)
-        self._workers = [child for child in active_children() if child not in before]
         thread = threading.Thread(target=self._look, name="worker watch", daemon=True)
-        if self._workers:
-            thread.start()
+        items: Any = None
         try:
+            items = iter(loader)
+            self._workers = list(getattr(items, "_workers", ()))  # torch's own list, none public
+            if self._workers:
+                thread.start()
             yield self._timed(items)
         except RuntimeError:
             # torch would raise again for every child that ends from now on, whatever child.
             handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            try:
-                self._note_deaths()
+            self._note_deaths()
+            if items is not None:
                 self._end_workers(items)
-            finally:
                 signal.signal(signal.SIGCHLD, handler)
             raise
         finally:
             self._stop.set()
-            if self._workers:
+            if thread.is_alive():
                 thread.join()
 
     def _timed(self, items: Iterator[Item]) -> Iterator[Item]:
@@ -128,25 +127,28 @@ class WorkerWatch:
     def _note_deaths(self) -> None:
         rows = [self._beats.row(worker) for worker in range(self._beats.num_rows)]
         decoding = {pid: video for pid, video, _ in rows if video != _IDLE}
-        for process in self._workers:
-            if process.exitcode in (None, 0):
+        ended = {process.pid: process.exitcode for process in self._workers}
+        if not self._workers:  # torch was still giving out the first videos
+            ended = {pid: _exit_code(pid) for pid in decoding}
+        for pid, code in ended.items():
+            if code in (None, 0):
                 continue
-            assert process.pid is not None and process.exitcode is not None
+            assert pid is not None and code is not None
             self.is_broken = True
-            if process.pid in self._hung:
-                self.culprits.append(self._hung[process.pid])
-            elif process.pid in decoding and process.exitcode != -signal.SIGTERM:
+            if pid in self._hung:
+                self.culprits.append(self._hung[pid])
+            elif pid in decoding and code != -signal.SIGTERM:
                 # (Who sends SIGTERM means the run.)
-                self.culprits.append(Culprit(decoding[process.pid], *_cause(process.exitcode)))
+                self.culprits.append(Culprit(decoding[pid], *_cause(code)))
 
-    def _end_workers(self, items: Iterator[Any]) -> None:
+    def _end_workers(self, items: Any) -> None:
         """They have nothing to save; and the loader must forget them, or it goes on raising."""
         if not self.is_broken:
             return
         for process in self._workers:
             process.kill()
             process.join()
-        cast(Any, items)._shutdown_workers()  # there is no public name for it
+        items._shutdown_workers()  # there is no public name for it
 
     def _look(self) -> None:
         seen: list[tuple[int, int, int] | None] = [None] * self._beats.num_rows
@@ -170,6 +172,17 @@ class WorkerWatch:
                 self.is_stalled = True
                 self._workers[0].kill()
                 return
+
+
+def _exit_code(pid: int) -> int | None:
+    """Of a child, as `multiprocessing` counts; None while it runs. It can be asked again."""
+    try:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
 def _cause(exitcode: int) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, dataloader, get_worker_info
 
 from kinetics400.data import watch
 from kinetics400.data.watch import Heartbeats, WorkerWatch
@@ -24,10 +24,11 @@ class Unsendable:
 
 
 class Work(Dataset[Any]):
-    """Item 5 does something to the process that decodes it."""
+    """One item, the sixth if not said, does something to the process that decodes it."""
 
-    def __init__(self, fault: str | None, num_workers: int) -> None:
+    def __init__(self, fault: str | None, num_workers: int, *, at: int = 5) -> None:
         self.fault = fault
+        self.at = at
         self.beats = Heartbeats(num_workers)
 
     def __len__(self) -> int:
@@ -38,7 +39,7 @@ class Work(Dataset[Any]):
         with self.beats.decoding(worker.id if worker else 0, index):
             if self.fault == "steady":
                 time.sleep(TIMEOUT / 3)
-            elif index == 5 and self.fault is not None:
+            elif index == self.at and self.fault is not None:
                 FAULTS[self.fault]()
         return Unsendable() if index == 5 and self.fault == "lost" else index
 
@@ -122,6 +123,32 @@ def test_the_video_that_ended_a_worker_is_named(fault: str, reason: str, detail:
     (culprit,) = own.culprits
     assert (culprit.index, culprit.reason) == (5, reason)
     assert detail in culprit.detail
+
+
+@pytest.mark.parametrize("fault", ["crashed", "left", "killed"])
+def test_a_worker_may_die_before_the_loader_has_started(
+    monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """torch raises inside its own constructor then, and nobody has seen the list of workers."""
+    reset = dataloader._MultiProcessingDataLoaderIter._reset
+
+    def slow_reset(self: Any, loader: Any, first_iter: bool = False) -> None:
+        reset(self, loader, first_iter)
+        time.sleep(2)
+
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "_reset", slow_reset)
+    work = Work(fault, 2, at=1)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        with pytest.raises(RuntimeError):
+            consume(work, 2)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    (own,) = FOUND
+    assert own.is_broken
+    (culprit,) = own.culprits
+    assert culprit.index == 1
+    assert culprit.reason == ("killed" if fault == "killed" else "crashed")
 
 
 def test_a_worker_that_is_ended_from_outside_accuses_nobody() -> None:
