@@ -101,8 +101,11 @@ def test_jobs_are_taken_only_as_needed() -> None:
 def test_killing_the_parent_leaves_no_orphan(tmp_path: Path, number: int) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
+        "import signal\n"
         "from kinetics400.data.isolation import run_isolated\n"
         "if __name__ == '__main__':\n"
+        # A shell starts what runs in the background with this signal ignored.
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    jobs = ['__import__(\"os\").getpid()', '__import__(\"time\").sleep(60)'] * 2\n"
         "    for result in run_isolated(eval, jobs, n_worker=2):\n"
         "        print(result.value, flush=True)\n"
