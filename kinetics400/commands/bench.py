@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
-from kinetics400.bench import augment as bench_augmentation
 from kinetics400.bench.loader import FULL, QUICK, bench_loader
 from kinetics400.bench.videos import find_videos
 from kinetics400.config.bench import (
@@ -87,6 +86,8 @@ def augment(argv: Sequence[str]) -> int:
     )
     if not hasattr(os, "sched_setaffinity"):
         raise InputError("this benchmark pins itself to a core, which needs Linux")
+    from kinetics400.bench import augment as bench_augmentation  # timm, torchvision: seconds
+
     with tempfile.TemporaryDirectory(prefix="kinetics400-bench-") as temporary:
         result = bench_augmentation.bench_augment(
             Path(temporary),

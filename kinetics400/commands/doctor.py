@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from kinetics400.commands.doctor_environment import check_environment, cores
+from kinetics400.commands.doctor_environment import check_environment
 from kinetics400.commands.doctor_report import (
     as_json,
     format_data,
@@ -18,6 +19,7 @@ from kinetics400.config.parse import parse
 from kinetics400.data.checkup import Checkup, Rules, check_library
 from kinetics400.data.checkup_full import check_pictures
 from kinetics400.data.findings import ERROR
+from kinetics400.data.isolation import cpu_count
 from kinetics400.data.library import LIBRARY_NAME, find_library, list_name, videos_name
 from kinetics400.data.listing import read_names
 from kinetics400.data.storage import write_atomic
@@ -35,10 +37,10 @@ def main(argv: Sequence[str]) -> int:
     )
     _check(config)
     names = read_names(config.label_names, config.num_classes)
-    n_worker = config.n_worker or cores()
-    library = _library(config.data_dir)
-    facts = check_environment(library, n_worker)
+    n_worker = config.n_worker or cpu_count()
+    facts = check_environment(config.data_dir, n_worker)
     print(format_environment(facts), flush=True)
+    library = _library(config.data_dir)
     rules = Rules(config.num_classes, names, config.num_frames * config.sampling_rate, n_worker)
     checkup = _read(library, rules)
     findings = list(checkup.findings)
@@ -57,18 +59,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _read(library: Path, rules: Rules) -> Checkup:
     meters: list[ProgressMeter] = []
+    with ExitStack() as stack:
 
-    def progress(done: int, total: int) -> None:
-        if not meters:
-            meters.append(ProgressMeter("reading headers", total, "videos"))
-            meters[0].__enter__()
-        meters[0].update(done)
+        def progress(done: int, total: int) -> None:
+            if not meters:
+                meter = ProgressMeter("reading headers", total, "videos")
+                meters.append(stack.enter_context(meter))
+            meters[0].update(done)
 
-    try:
         return check_library(library, rules, progress)
-    finally:
-        for meter in meters:
-            meter.__exit__(None, None, None)
 
 
 def _library(data_dir: Path) -> Path:

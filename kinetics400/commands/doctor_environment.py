@@ -16,13 +16,13 @@ from av.codec.codec import UnknownCodecError
 
 from kinetics400.data import shared_memory
 from kinetics400.data.findings import ERROR, NOTE, WARNING
+from kinetics400.data.isolation import cpu_count
 
 GOOD = "ok"
 REINSTALL = "pip install --force-reinstall av"
 CODECS: tuple[tuple[str, Literal["r", "w"]], ...] = (("h264", "r"), ("libx264", "w"))
 # tarfile's filters keep members inside the folder from these on (CVE-2026-82049).
 TARFILE_FIXED = {(3, 11): 17, (3, 12): 15, (3, 13): 16}
-COMPROMISED = {"lightning": ("2.6.2", "2.6.3")}
 ROOT = Path(__file__).parents[2]
 LEAST_FREE = 10e9  # bytes: a run's checkpoints, logs and final model
 # Each batch on its way holds a descriptor per tensor: clips, labels and keys.
@@ -57,7 +57,7 @@ def check_environment(data_dir: Path, n_worker: int) -> list[Fact]:
     facts += [
         disk_fact(data_dir),
         descriptor_fact(n_worker, resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
-        core_fact(n_worker, n_device, cores()),
+        core_fact(n_worker, n_device, cpu_count()),
         compiler_fact(has_gpu=any(fact.name == "GPU" for fact in device_facts)),
         codec_fact(),
     ]
@@ -106,10 +106,10 @@ def package_facts(
         except metadata.PackageNotFoundError:
             yield Fact(wanted.name, "missing", ERROR, f"pip install '{line}'")
             continue
-        if version in COMPROMISED.get(wanted.name, ()):
+        if any(rule.operator == "!=" and rule.version == version for rule in wanted.specifier):
             remedy = (
-                "a compromised release: remove it, change every secret this machine knows, then "
-                f"pip install '{line}'"
+                "an excluded, compromised release: remove it, change every secret this machine "
+                f"knows, then pip install '{line}'"
             )
             yield Fact(wanted.name, version, ERROR, remedy)
         elif wanted.specifier.contains(version, prereleases=True):
@@ -159,8 +159,9 @@ def shared_memory_facts(n_worker: int, n_device: int) -> Iterator[Fact]:
 
 
 def disk_fact(folder: Path) -> Fact:
-    """Free space where the data lies."""
-    free = shutil.disk_usage(folder).free
+    """Free space where the data lies, or will lie."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
     enough = free >= LEAST_FREE
     remedy = "" if enough else "checkpoints may not fit: free space, or --save_dir elsewhere"
     return Fact("free disk", f"{free / 1e9:.1f} GB", GOOD if enough else WARNING, remedy)
@@ -184,11 +185,6 @@ def core_fact(n_worker: int, n_device: int, n_core: int) -> Fact:
     if total <= n_core:
         return Fact("cores", value)
     return Fact("cores", value, WARNING, f"--n_worker {max(1, n_core // n_device)} is enough")
-
-
-def cores() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def compiler_fact(*, has_gpu: bool) -> Fact:

@@ -6,7 +6,7 @@ run stops in order (exit code 75), and repeating the command continues without t
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +55,7 @@ class VideoGuard:
         reasons = {
             row.path: f"{row.reason}, {row.detail}"
             for row in self._known
-            if row.split == split and self._is_out(row)
+            if row.split == split and _is_out(row, self._known)
         }
         if not reasons:
             return {}
@@ -116,16 +116,20 @@ class VideoGuard:
                 f"decoding ended a worker: {named}. Run `python -m data.preprocess`, or take the "
                 "video from the list."
             )
-        what = "without it" if all(self._is_out(row) for row in rows) else "and tries it once more"
+        known = self._rows()
+        what = (
+            "without it" if all(_is_out(row, known) for row in rows) else "and tries it once more"
+        )
         return Stopped(
             f"decoding ended a worker: {named}. It stands in {self._file}; repeating the command "
             f"continues {what}."
         )
 
-    def _is_out(self, row: Quarantined) -> bool:
-        """Whether a video of the quarantine's file has struck often enough."""
-        alike = [(one.split, one.path, one.reason) for one in self._rows()]
-        return alike.count((row.split, row.path, row.reason)) >= STRIKES.get(row.reason, 1)
-
     def _rows(self) -> list[Quarantined]:
         return [] if self._file is None else read_quarantine(self._file)
+
+
+def _is_out(row: Quarantined, rows: Sequence[Quarantined]) -> bool:
+    """Whether a video has struck often enough."""
+    alike = [(one.split, one.path, one.reason) for one in rows]
+    return alike.count((row.split, row.path, row.reason)) >= STRIKES.get(row.reason, 1)

@@ -20,6 +20,7 @@ from kinetics400.config.parse import parse
 from kinetics400.config.preprocess import PreprocessConfig
 from kinetics400.data.housekeeping import Housekeeping
 from kinetics400.data.intake import Intake, Run, describe
+from kinetics400.data.isolation import cpu_count
 from kinetics400.data.library import ARCHIVE_NAME, LIBRARY_NAME, SPLITS, find_library, list_name
 from kinetics400.data.merge import merge_shards
 from kinetics400.data.ray_pool import EVERY_CPU, ray_pool
@@ -142,13 +143,6 @@ def encode_settings(config: PreprocessConfig) -> EncodeSettings | None:
         keyframe_interval=config.keyframe_interval,
         enlarge=config.enlarge,
     )
-
-
-def cpu_count() -> int:
-    """CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _check(config: PreprocessConfig) -> None:

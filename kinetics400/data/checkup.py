@@ -25,6 +25,7 @@ from kinetics400.data.isolation import run_isolated
 from kinetics400.data.library import (
     HIDDEN,
     LOOKS_LIKE_KINETICS,
+    PUBLISHED_COUNTS,
     SPLITS,
     quarantine_path,
     read_quarantine,
@@ -37,7 +38,7 @@ from kinetics400.errors import InputError
 
 # Counts of the copies in circulation, (train, val); data/README.md says where each comes from.
 COPIES = {
-    "OpenMMLab's on OpenDataLab": (240_436, 19_796),
+    "OpenMMLab's on OpenDataLab": (PUBLISHED_COUNTS["train"], PUBLISHED_COUNTS["val"]),
     "CVDF's files": (240_258, 19_881),
     "CVDF's CSV files": (246_534, 19_906),
     "non-local's and SlowFast's": (234_643, 19_761),

@@ -29,7 +29,7 @@ FrameSampler = Callable[[int, float, Sequence[float]], list[int]]
 # (length, fps, segment, number of segments) -> frame numbers
 SegmentSampler = Callable[[int, float, int, int], list[int]]
 BoxSampler = Callable[[int, int, Sequence[float]], Box]  # (height, width, u) -> box
-# (clips (B, C, T, H, W) uint8, keys (B,)) -> clips of the same kind
+# (clips (B, C, T, H, W) uint8, which stay as they are, keys (B,)) -> clips of the same kind
 FrameAugment = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -203,7 +203,7 @@ class ClipDataset(Dataset[Sample]):
         """Cut (T, H, W, C) frames to a clip (C, T, S, S)."""
         if self.augment_frames is not None:
             whole = torch.from_numpy(pixels).permute(3, 0, 1, 2)
-            augmented = self.augment_frames(whole[None].clone(), key[None])[0]
+            augmented = self.augment_frames(whole[None], key[None])[0]
             pixels = augmented.permute(1, 2, 3, 0).numpy()
         top, left, height, width = box
         part = pixels[:, top : top + height, left : left + width]

@@ -30,6 +30,13 @@ MAX_MESSAGE = 1 << 20  # bytes a child may send at once
 START_SECONDS = 60.0  # to import the function's module on a busy machine
 
 
+def cpu_count() -> int:
+    """CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class JobLimits:
     """What one job may use."""

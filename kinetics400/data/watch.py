@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ Item = TypeVar("Item")
 
 DECODE_TIMEOUT = 60.0  # seconds; a clip takes some milliseconds, a sick disk's some seconds
 LOOK_EVERY = 0.5  # seconds
+DYING_SECONDS = 2.0  # from closing its files to having ended
 _IDLE = -1
 
 
@@ -99,10 +101,15 @@ class WorkerWatch:
             self._workers = list(getattr(items, "_workers", ()))  # torch's own list, none public
             if self._workers:
                 thread.start()
-            yield self._timed(items)
+            try:
+                yield self._timed(items)
+            except (EOFError, ConnectionError) as error:
+                # A worker that dies while it hands a batch over is met here first.
+                if not wait([process.sentinel for process in self._workers], DYING_SECONDS):
+                    raise
+                raise RuntimeError("a DataLoader worker has died") from error
         except RuntimeError:
-            # torch would raise again for every child that ends from now on, whatever child.
-            handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            handler = _default_sigchld()
             self._note_deaths()
             if items is not None:
                 self._end_workers(items)
@@ -172,6 +179,15 @@ class WorkerWatch:
                 self.is_stalled = True
                 self._workers[0].kill()
                 return
+
+
+def _default_sigchld() -> Any:
+    """Take torch's handler away, which raises for every child that ends, whatever child."""
+    while True:
+        try:
+            return signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        except RuntimeError:  # it was called once more before it was taken away
+            continue
 
 
 def _exit_code(pid: int) -> int | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kinetics400.bench import augment as bench_augmentation
 from kinetics400.bench.loader import FULL, QUICK
 from kinetics400.commands import bench
 from kinetics400.data.transcode import EncodeSettings
@@ -209,7 +210,7 @@ def test_augment_prints_its_table_and_writes_its_json(
         say("working")
         return AUGMENT_RESULT
 
-    monkeypatch.setattr(bench.bench_augmentation, "bench_augment", measure)
+    monkeypatch.setattr(bench_augmentation, "bench_augment", measure)
     assert bench.main(["augment", "--json", str(tmp_path / "result.json")]) == 0
     told = capsys.readouterr()
     assert told.err == "working\n"
@@ -219,7 +220,7 @@ def test_augment_prints_its_table_and_writes_its_json(
     assert "torchvision takes 2.50 times, timm 3.00 times as long as ours" in told.out
     assert json.loads((tmp_path / "result.json").read_text()) == AUGMENT_RESULT
     assert bench.main(["augment", "--quick"]) == 0
-    assert amounts == [bench.bench_augmentation.FULL, bench.bench_augmentation.QUICK]
+    assert amounts == [bench_augmentation.FULL, bench_augmentation.QUICK]
 
 
 def test_fidelity_decides_the_exit_code(

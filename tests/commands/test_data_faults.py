@@ -1,8 +1,8 @@
 """Faults of data and decoders while training, each with a negative control: the guard removed.
 
-The numbers are those of docs/reliability's table of faults: 20 a file goes bad, 21 the data folder
-goes away, 22 a decoder hangs, 23 it crashes or is killed, 24 shared memory is too small, 26 the
-trainer is killed. (25, memory growth, is in tests/data/test_dataset.py.)
+Numbered: 20 a file goes bad, 21 the data folder goes away, 22 a decoder hangs, 23 it crashes or is
+killed, 24 shared memory is too small, 26 the trainer is killed. (25, memory growth, is in
+tests/data/test_dataset.py.)
 """
 
 import json

@@ -109,6 +109,12 @@ def test_wrong_usage_is_exit_2(
     assert code == 2 and hint in told
 
 
+def test_the_machine_is_checked_before_there_is_data(doctor: Run, tmp_path: Path) -> None:
+    code, told = doctor("--data_dir", tmp_path / "later/Kinetics-400", *FLAGS)
+    assert code == 2 and "3.11.17" in told and "is not a folder" in told
+    assert environment.disk_fact(tmp_path / "later/Kinetics-400") == environment.disk_fact(tmp_path)
+
+
 def test_full_decodes(doctor: Run, raw: Path) -> None:
     path = raw / "videos_train/train_05.mp4"
     data = path.read_bytes()
@@ -130,7 +136,7 @@ def test_a_folder_that_cannot_be_written_is_said_once(
 
 
 def test_sigterm_is_exit_75_and_the_next_run_continues(raw: Path) -> None:
-    """A FIFO that a broken file system takes for a file would hang; a slow run is stopped."""
+    """A slow check-up is stopped; the headers it has read are kept."""
     code = (
         "import time, sys\n"
         "from kinetics400.data import checkup\n"
@@ -253,7 +259,10 @@ def test_packages_are_held_against_the_requirements(
 
 
 def test_a_compromised_release_is_called_one() -> None:
-    (fact,) = environment.package_facts(["lightning>=2.6"], lambda name: "2.6.3")
+    (fact,) = environment.package_facts(
+        [line for line in environment.requirement_lines() if line.startswith("lightning")],
+        lambda name: "2.6.3",
+    )
     assert fact.verdict == "error" and "secret" in fact.remedy
 
 

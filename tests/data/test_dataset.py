@@ -470,15 +470,13 @@ def test_a_video_is_decoded_once_for_all_its_clips(
 
 
 def _inverted_by_key(clips: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Every other sample inverted, in place: whoever gives memory away must not need it again."""
+    """Every other sample inverted."""
     assert (clips.shape[0], clips.dtype, key.shape) == (1, torch.uint8, (1,))
-    if keys.uniform(key, "test", 1)[0, 0] < 0.5:
-        clips.bitwise_not_()
-    return clips
+    return clips.bitwise_not() if keys.uniform(key, "test", 1)[0, 0] < 0.5 else clips
 
 
 def test_whole_frames_are_augmented_before_they_are_cut(library: Path) -> None:
-    """Each repeat by its own key, from frames that the repeat before it has not touched."""
+    """Each repeat by its own key."""
     table = open_split(library, "train", num_classes=4)
     plain = repeated(table, 6)[(1, 0, 1)]
     shapes = []

@@ -1,5 +1,6 @@
 """Still pictures between two jumps, in numbers and in a video."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import av
 import numpy as np
 import pytest
 
-from kinetics400.data.checkup_full import examine
+from kinetics400.data.annotations import label_names
+from kinetics400.data.checkup import Rules, check_library
+from kinetics400.data.checkup_full import check_pictures, examine
+from kinetics400.data.findings import WARNING
 from kinetics400.data.stills import ChangeMeter, still_spans
 
 MOVES, STANDS = [5.0] * 20, [0.2] * 15
@@ -70,6 +74,18 @@ def test_a_frozen_torn_picture_is_found_and_a_whole_video_is_not(tmp_path: Path)
     assert examine(str(whole))["stills"] == ""
     row = examine(str(broken))
     assert (row["reason"], row["stills"]) == ("", "40–69")
+
+
+def test_the_check_up_names_the_video_and_its_frames(library: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(library, tmp_path / "Kinetics-400"))
+    frames = filmed(100)
+    frames[40:70] = [torn(frames[40])] * 30
+    write(folder / "videos_val/val_02.mp4", frames)
+    checkup = check_library(folder, Rules(4, label_names(), 4, 1))
+    assert not checkup.findings
+    (finding,) = check_pictures(checkup, 1)
+    named = (finding.reason, finding.split, finding.path, finding.detail, finding.level)
+    assert named == ("still picture", "val", "val_02.mp4", "frames 40–69", WARNING)
 
 
 def test_changes_are_mean_grey_levels(tmp_path: Path) -> None:

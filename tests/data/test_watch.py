@@ -192,6 +192,36 @@ def test_a_batch_that_is_lost_on_its_way_is_not_waited_for() -> None:
     assert own.culprits == []
 
 
+@pytest.mark.parametrize("error", [EOFError, ConnectionResetError])
+def test_a_worker_may_die_while_it_hands_a_batch_over(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Its parent finds the connection closed before the system says that the worker has ended."""
+
+    def broken(self: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "_next_data", broken)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        consume(Work("killed", 1, at=1), 1)
+    (own,) = FOUND
+    (culprit,) = own.culprits
+    assert (culprit.index, culprit.reason) == (1, "killed")
+
+
+def test_a_closed_connection_is_no_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be somebody else's."""
+    monkeypatch.setattr(watch, "DYING_SECONDS", 0.1)
+
+    def broken(self: Any) -> Any:
+        raise EOFError
+
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "_next_data", broken)
+    with pytest.raises(EOFError):
+        consume(Work(None, 1), 1)
+    assert not FOUND[0].is_broken
+
+
 def test_an_error_is_no_death() -> None:
     """An exception travels to the parent as always, and takes the worker's note along."""
     work = Work("wrong", 1)
