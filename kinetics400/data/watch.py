@@ -105,8 +105,12 @@ class WorkerWatch:
                 yield self._timed(items)
             except (EOFError, ConnectionError) as error:
                 # A worker that dies while it hands a batch over is met here first.
-                if not wait([process.sentinel for process in self._workers], DYING_SECONDS):
+                dying = wait([process.sentinel for process in self._workers], DYING_SECONDS)
+                if not dying:
                     raise
+                for process in self._workers:
+                    if process.sentinel in dying:
+                        process.join()  # the sentinel is ready a moment before there is a code
                 raise RuntimeError("a DataLoader worker has died") from error
         except RuntimeError:
             handler = _default_sigchld()
