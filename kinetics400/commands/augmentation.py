@@ -9,8 +9,8 @@ from kinetics400.commands.plan import Problems
 from kinetics400.config.finetuning import AugmentationFlags
 
 
-def check_augmentation(flags: AugmentationFlags, problems: Problems) -> None:
-    """Check the flags that say what happens to clips."""
+def check_augmentation(flags: AugmentationFlags, clips_at_once: int, problems: Problems) -> None:
+    """Check the flags that say what happens to clips, of which a device gets so many at once."""
     scale = flags.crop_scale
     problems.require(
         0 < scale[0] <= scale[1] <= 1, f"--crop_scale {scale[0]} {scale[1]} must lie in (0, 1]"
@@ -21,6 +21,11 @@ def check_augmentation(flags: AugmentationFlags, problems: Problems) -> None:
     for name in ("mixup", "cutmix"):
         alpha = getattr(flags, name)
         problems.require(0 <= alpha < math.inf, f"--{name} {alpha} must be at least 0, and finite")
+    problems.require(
+        not (mixes(flags) and flags.mixup_mode == "pair" and clips_at_once % 2),
+        f"--mixup_mode pair needs pairs: {clips_at_once} clips (--batch_size x --num_sample) are "
+        "an odd number",
+    )
     try:
         operations = randaugment(flags)
     except ValueError as error:
@@ -46,9 +51,13 @@ def on_whole_frames(flags: AugmentationFlags) -> RandAugment | None:
     return randaugment(flags) if flags.official_augment else None
 
 
+def mixes(flags: AugmentationFlags) -> bool:
+    """Whether clips are mixed at all."""
+    return flags.mixup_prob > 0 and (flags.mixup > 0 or flags.cutmix > 0)
+
+
 def device_augment(flags: AugmentationFlags, num_classes: int) -> Augment:
     """What happens on the training device."""
-    mixes = flags.mixup_prob > 0 and (flags.mixup > 0 or flags.cutmix > 0)
     mixing = (
         Mixing(
             num_classes=num_classes,
@@ -58,7 +67,7 @@ def device_augment(flags: AugmentationFlags, num_classes: int) -> Augment:
             switch_probability=flags.mixup_switch_prob,
             mode=flags.mixup_mode,
         )
-        if mixes
+        if mixes(flags)
         else None
     )
     return training_augment(

@@ -30,7 +30,8 @@ RunConfig = PretrainConfig | TrainConfig
 # Flags that a resumed run may change: they do not touch what is learned, or the resolved schedule
 # and the list's digest stand for them.
 MAY_CHANGE = {
-    *("n_epoch", "batch_size", "accumulate", "lr", "base_lr", "min_lr", "warmup_epochs"),
+    *("n_epoch", "batch_size", "accumulate"),
+    *("lr", "base_lr", "min_lr", "warmup_lr", "warmup_epochs"),
     *("n_device", "accelerator", "strategy", "n_worker", "max_bad_share", "decode_timeout"),
     *("data_dir", "train_list", "val_list", "pretrained_dir", "label_names"),
     *("views", "merge", "eval_frequency", "save_dir", "save_frequency", "log_every"),
@@ -96,6 +97,7 @@ def check_shared(config: RunConfig, problems: Problems) -> None:
         "lr": (optimization.lr, 0),
         "base_lr": (optimization.base_lr, 0),
         "min_lr": (optimization.min_lr, 0),
+        "warmup_lr": (optimization.warmup_lr, 0),
         "warmup_epochs": (optimization.warmup_epochs, 0),
         "weight_decay": (optimization.weight_decay, 0),
         "max_bad_share": (data.max_bad_share, 0),
@@ -168,12 +170,14 @@ class Schedule:
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
+    start_lr: float
     peak_lr: float
     final_lr: float
 
     def lr(self, step: int) -> float:
         return warmup_cosine(
             step,
+            start=self.start_lr,
             peak=self.peak_lr,
             final=self.final_lr,
             warmup_steps=self.warmup_steps,
@@ -212,6 +216,7 @@ def make_schedule(config: RunConfig, published: Published, num_videos: int) -> S
         steps_per_epoch=steps_per_epoch,
         total_steps=n_epoch * steps_per_epoch,
         warmup_steps=round(warmup * steps_per_epoch),
+        start_lr=flags.warmup_lr,
         peak_lr=base_lr * batch / 256 if flags.lr is None else flags.lr,
         final_lr=published.min_base_lr * batch / 256 if flags.min_lr is None else flags.min_lr,
     )
@@ -293,11 +298,13 @@ class Run:
         config: the flags.
         method: on the meta device in a dry run.
         groups: parameter groups.
-        betas: of AdamW.
+        betas: of the optimizer.
         schedule: see there.
         train_videos: None when the data is not on disk.
         val_videos: likewise.
         tokens_visible: that the encoder sees.
+        optimizer: its name, for `build_optimizer`.
+        ema_decay: of the average of the weights that is kept; None keeps the weights themselves.
         missing: what a real run would need and this machine lacks.
     """
 
@@ -310,6 +317,8 @@ class Run:
     val_videos: VideoTable | None
     tokens_visible: int
     tokens_total: int
+    optimizer: str = "adamw"
+    ema_decay: float | None = None
     missing: list[str] = field(default_factory=list)
 
     def refuse_what_is_missing(self) -> None:
@@ -351,6 +360,8 @@ def plan_as_json(run: Run) -> str:
         "n_epoch": schedule.n_epoch,
         "steps_per_epoch": schedule.steps_per_epoch,
         "total_steps": schedule.total_steps,
+        "optimizer": run.optimizer,
+        "start_lr": schedule.start_lr,
         "peak_lr": schedule.peak_lr,
         "final_lr": schedule.final_lr,
         "warmup_steps": schedule.warmup_steps,

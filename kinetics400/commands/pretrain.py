@@ -64,6 +64,8 @@ def prepare(config: PretrainConfig) -> Run:
     check_clips(config.clips, problems)
     ratio = config.masking.mask_ratio
     problems.require(0 < ratio < 1, f"--mask_ratio {ratio} must lie between 0 and 1")
+    flip = config.augmentation.flip
+    problems.require(0 <= flip <= 1, f"--flip {flip} must lie in [0, 1]")
     vit = problems.catch(lambda: vit_config(config))
     problems.raise_any()
     torch.manual_seed(config.run.seed)
@@ -95,6 +97,7 @@ def prepare(config: PretrainConfig) -> Run:
         val_videos=val_table,
         tokens_visible=method.num_visible,
         tokens_total=vit.num_tokens,
+        optimizer=config.optimization.optimizer,
         missing=missing,
     )
 
@@ -132,7 +135,7 @@ def pretrain(run: Run) -> None:
         run,
         dataset,
         guard=guard,
-        augment=training_augment(),
+        augment=training_augment(flip_probability=config.augmentation.flip),
         checkpoint=checkpoint,
     )
     if fabric.is_global_zero:

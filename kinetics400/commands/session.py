@@ -26,6 +26,7 @@ from kinetics400.data.dataset import ClipDataset
 from kinetics400.data.loader import Layout, on_device, train_loader
 from kinetics400.data.manifest import count_originals
 from kinetics400.data.storage import write_atomic
+from kinetics400.engine.average import WeightAverage
 from kinetics400.engine.checkpoint import (
     Checkpoint,
     check_agreement,
@@ -37,7 +38,7 @@ from kinetics400.engine.checkpoint import (
     save_checkpoint,
 )
 from kinetics400.engine.log import RunLog
-from kinetics400.engine.optim import build_adamw, count_parameters
+from kinetics400.engine.optim import build_optimizer, count_parameters
 from kinetics400.engine.trainer import Plan, fit
 from kinetics400.errors import InputError
 from kinetics400.methods.base import Method
@@ -115,6 +116,8 @@ def train(
 ) -> Fabric:
     """Launch, train to the end (or find it done), and return with the method trained.
 
+    With an average of the weights (`run.ema_decay`) that is what is evaluated and what is left.
+
     Raises:
         DataError: too many videos cannot be read.
         Stopped: a video has hung or crashed its decoder.
@@ -137,11 +140,12 @@ def train(
     )
     # The fused kernel unscales fp16 gradients itself, and then they cannot be clipped before.
     fused = not (config.device.precision == "16-mixed" and flags.clip_grad is not None)
-    optimizer = build_adamw(run.groups, betas=run.betas, fused=fused)
+    optimizer = build_optimizer(run.optimizer, run.groups, betas=run.betas, fused=fused)
+    average = None if run.ema_decay is None else WeightAverage(method, run.ema_decay)
     # Dropout and drop path differ between ranks; what belongs to a sample comes from its key.
     torch.manual_seed(keys.combine(config.run.seed, fabric.global_rank).item())
     if checkpoint is not None:
-        load_checkpoint(fabric, checkpoint, method=method, optimizer=optimizer)
+        load_checkpoint(fabric, checkpoint, method=method, optimizer=optimizer, average=average)
     layout = Layout(
         batch_size=flags.batch_size,
         accumulate=flags.accumulate,
@@ -156,6 +160,12 @@ def train(
         num_workers=config.data.n_worker,
         pin_memory=fabric.device.type == "cuda",
     )
+
+    def scored(step: int) -> Mapping[str, float]:
+        assert evaluate is not None
+        with nullcontext() if average is None else average.applied():
+            return evaluate(fabric, method)
+
     log_dir = save_dir if fabric.is_global_zero else None
     with (
         RunLog(
@@ -173,10 +183,13 @@ def train(
             plan=_plan(config, schedule),
             log=log,
             start_step=start_step,
-            save=partial(_save, fabric, run, optimizer),
-            evaluate=None if evaluate is None else lambda _: evaluate(fabric, method),
+            save=partial(_save, fabric, run, optimizer, average),
+            evaluate=None if evaluate is None else scored,
             bad_videos=BadVideos(fabric, run, log),
+            average=average,
         )
+    if average is not None:
+        average.apply()
     fabric.barrier()
     if fabric.is_global_zero and (told := format_bad_videos(run)):
         say(told)
@@ -202,7 +215,13 @@ def clips_per_step(config: RunConfig, schedule: Schedule) -> int:
     return schedule.global_batch_size * config.data.num_sample
 
 
-def _save(fabric: Fabric, run: Run, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(
+    fabric: Fabric,
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+    step: int,
+) -> None:
     save_checkpoint(
         fabric,
         run.config.saving.save_dir / "checkpoints",
@@ -210,12 +229,13 @@ def _save(fabric: Fabric, run: Run, optimizer: torch.optim.Optimizer, step: int)
         method=run.method,
         optimizer=optimizer,
         agreed=run.agreed(),
+        average=average,
     )
 
 
 def describe(log: RunLog, run: Run, start_step: int) -> None:
     """Say in plain words what is about to run."""
-    schedule, device = run.schedule, run.config.device
+    schedule, device, flags = run.schedule, run.config.device, run.config.optimization
     assert run.train_videos is not None
     log.say(
         f"{run.config.model.model_name}: {count_parameters(run.method) / 1e6:.1f} M parameters, "
@@ -224,8 +244,14 @@ def describe(log: RunLog, run: Run, start_step: int) -> None:
         + (f" ({repeats} of each video)" if (repeats := run.config.data.num_sample) > 1 else "")
     )
     log.say(
-        f"learning rate 0 to {schedule.peak_lr:.3g} in {schedule.warmup_steps} steps, then down "
-        f"to {schedule.final_lr:.3g}; {device.n_device} device(s), precision {device.precision}"
+        f"global batch {schedule.global_batch_size} = {flags.batch_size} per device "
+        f"x {device.n_device} device(s) x {flags.accumulate} micro-batch(es); "
+        f"{run.optimizer}, precision {device.precision}"
+    )
+    log.say(
+        f"learning rate {schedule.start_lr:.3g} to {schedule.peak_lr:.3g} "
+        f"({schedule.peak_lr * 256 / schedule.global_batch_size:.3g} per 256 videos) in "
+        f"{schedule.warmup_steps} steps, then down to {schedule.final_lr:.3g}"
     )
     if start_step:
         log.say(f"continuing after step {start_step} of {schedule.total_steps}")

@@ -125,6 +125,7 @@ def prepare(config: TrainConfig) -> Run:
         val_videos=val_videos,
         tokens_visible=vit.num_tokens,
         tokens_total=vit.num_tokens,
+        ema_decay=config.optimization.ema_decay,
         missing=missing,
     )
 
@@ -143,7 +144,12 @@ def check_own(config: TrainConfig, problems: Problems) -> None:
     problems.require(
         0 < flags.layer_decay <= 1, f"--layer_decay {flags.layer_decay} must lie in (0, 1]"
     )
-    check_augmentation(config.augmentation, problems)
+    decay = config.optimization.ema_decay
+    problems.require(
+        decay is None or 0 < decay < 1, f"--ema_decay {decay} must lie between 0 and 1"
+    )
+    clips = config.optimization.batch_size * config.data.num_sample
+    check_augmentation(config.augmentation, clips, problems)
     problems.require(
         config.evaluation.eval_frequency >= 1,
         f"--eval_frequency {config.evaluation.eval_frequency} must be at least 1",

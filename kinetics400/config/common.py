@@ -109,10 +109,12 @@ class OptimizationFlags:
     model's size. Of lr and base_lr the later source (recipe, command line) wins."""
     min_lr: float | None = None
     """Where the cosine ends, absolute. Default: as published, scaled with the global batch."""
+    warmup_lr: float = 0.0
+    """Where the warm-up starts, absolute. VideoMAE's recipes start from 0."""
     warmup_epochs: float | None = None
-    """Epochs of linear warm-up from 0. Default: as published."""
+    """Epochs of linear warm-up. Default: as published."""
     weight_decay: float = 0.05
-    """Of AdamW; not applied to vectors and tokens."""
+    """Of the optimizer, decoupled; not applied to vectors and tokens."""
     clip_grad: float | None = None
     """Largest norm of the gradient. Default: not clipped, as published."""
 

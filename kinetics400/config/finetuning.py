@@ -77,6 +77,15 @@ class AugmentationFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinetuneOptimizationFlags(OptimizationFlags):
+    """Optimization."""
+
+    ema_decay: float | None = None
+    """Keep an average of the weights with this decay (0.9999, say): it is what is evaluated and
+    saved in model/. Default: the weights themselves, as published."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationFlags(ProtocolFlags):
     """Evaluation."""
 
@@ -105,7 +114,7 @@ class TrainConfig:
     data: DataFlags = field(default_factory=DataFlags)
     clips: LabelledClipFlags = field(default_factory=LabelledClipFlags)
     augmentation: AugmentationFlags = field(default_factory=AugmentationFlags)
-    optimization: OptimizationFlags = field(default_factory=OptimizationFlags)
+    optimization: FinetuneOptimizationFlags = field(default_factory=FinetuneOptimizationFlags)
     evaluation: EvaluationFlags = field(default_factory=EvaluationFlags)
     device: DeviceFlags = field(default_factory=DeviceFlags)
     saving: SavingFlags = field(default_factory=SavingFlags)

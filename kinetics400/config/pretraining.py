@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from kinetics400.config.common import (
     ClipFlags,
@@ -24,6 +25,22 @@ class MaskingFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentationFlags:
+    """Augmentation."""
+
+    flip: float = 0.0
+    """Probability of a horizontal flip. VideoMAE has none, AVION 0.5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptimizationFlags(OptimizationFlags):
+    """Optimization."""
+
+    optimizer: Literal["adamw", "lion"] = "adamw"
+    """adamw, or lion as in AVION's fast VideoMAE; betas 0.9 and 0.95 either way."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SavingFlags:
     """Saving."""
 
@@ -41,7 +58,8 @@ class PretrainConfig:
     masking: MaskingFlags = field(default_factory=MaskingFlags)
     data: DataFlags = field(default_factory=DataFlags)
     clips: ClipFlags = field(default_factory=ClipFlags)
-    optimization: OptimizationFlags = field(default_factory=OptimizationFlags)
+    augmentation: AugmentationFlags = field(default_factory=AugmentationFlags)
+    optimization: PretrainOptimizationFlags = field(default_factory=PretrainOptimizationFlags)
     device: DeviceFlags = field(default_factory=DeviceFlags)
     saving: SavingFlags = field(default_factory=SavingFlags)
     run: RunFlags = field(default_factory=RunFlags)

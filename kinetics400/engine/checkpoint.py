@@ -1,7 +1,7 @@
 """Checkpoints of a run: safetensors and JSON, no pickle, complete or absent.
 
 <save_dir>/checkpoints/step-0000012000/   appears only by rename
-    model.safetensors  optimizer.safetensors
+    model.safetensors  optimizer.safetensors  average.safetensors (with an average of the weights)
     rank-00000.safetensors ...            random state of each rank
     state.json                            counters and what the run must agree on
     manifest.json                         written last: size and sha256 of every file
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from kinetics400.data.storage import fsync_folder, write_atomic
+from kinetics400.engine.average import WeightAverage
 from kinetics400.engine.optim import load_optimizer_state, optimizer_state
 from kinetics400.errors import InputError
 from kinetics400.methods.base import Method
@@ -33,6 +34,7 @@ from kinetics400.tensors import save_tensors
 
 SCHEMA = 1
 KEEP = 2
+AVERAGE = "average.safetensors"
 _NAME = re.compile(r"step-(\d{10})")
 
 
@@ -53,6 +55,7 @@ def save_checkpoint(
     method: Method,
     optimizer: Optimizer,
     agreed: Mapping[str, Any],
+    average: WeightAverage | None = None,
 ) -> None:
     """Write a checkpoint, then drop all but the newest `KEEP`. Called by every rank.
 
@@ -63,6 +66,7 @@ def save_checkpoint(
         method: its parameters and buffers are saved.
         optimizer: its moments are saved.
         agreed: facts that a run continuing from here must share.
+        average: is saved as well.
     """
     final = root / f"step-{step:010}"
     temporary = root / f".tmp-step-{step:010}"
@@ -75,6 +79,8 @@ def save_checkpoint(
     if fabric.is_global_zero:
         save_tensors(temporary / "model.safetensors", method.state_dict())
         save_tensors(temporary / "optimizer.safetensors", optimizer_state(optimizer))
+        if average is not None:
+            save_tensors(temporary / AVERAGE, average.state())
         state = {
             "schema": SCHEMA,
             "step": step,
@@ -168,11 +174,14 @@ def load_checkpoint(
     *,
     method: Method,
     optimizer: Optimizer,
+    average: WeightAverage | None = None,
 ) -> None:
-    """Put model, moments, loss scale and this rank's random state back."""
+    """Put model, moments, average, loss scale and this rank's random state back."""
     folder = checkpoint.folder
     method.load_state_dict(load_file(folder / "model.safetensors"))
     load_optimizer_state(optimizer, load_file(folder / "optimizer.safetensors"))
+    if average is not None:
+        average.load_state(load_file(folder / AVERAGE))
     fabric.strategy.precision.load_state_dict(checkpoint.state["precision"])
     own = folder / f"rank-{fabric.global_rank:05}.safetensors"
     if own.exists():  # absent when the number of ranks has grown: then they start afresh

@@ -1,20 +1,42 @@
-"""AdamW over a method's parameter groups."""
+"""AdamW or Lion over a method's parameter groups, and their state by parameter name."""
 
 from typing import Any
 
 import torch
+from timm.optim import Lion
 from torch import nn
 from torch.optim import AdamW, Optimizer
+
+MOMENTS: dict[type[Optimizer], tuple[str, ...]] = {
+    AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    Lion: ("exp_avg",),
+}
+
+
+def build_optimizer(
+    name: str, groups: list[dict[str, Any]], *, betas: tuple[float, float], fused: bool
+) -> Optimizer:
+    """Make the optimizer. The learning rate is set at every step (`set_lr`).
+
+    Args:
+        name: "adamw", or "lion" (Chen et al. 2023, arXiv:2302.06675; timm's).
+        groups: what `Method.param_groups` gave.
+        betas: decays of the moments; Lion's are of its update and of its momentum.
+        fused: one kernel for all parameters; Lion has none.
+    """
+    if name == "lion":
+        return Lion(groups, lr=0.0, betas=betas)
+    return build_adamw(groups, betas=betas, fused=fused)
 
 
 def build_adamw(
     groups: list[dict[str, Any]], *, betas: tuple[float, float], eps: float = 1e-8, fused: bool
 ) -> Optimizer:
-    """Make the optimizer. The learning rate is set at every step (`set_lr`).
+    """Make AdamW.
 
     Args:
         groups: what `Method.param_groups` gave.
-        betas: decay of the moments.
+        betas: decays of the moments.
         eps: added to the root of the second moment.
         fused: one kernel for all parameters.
     """
@@ -50,7 +72,7 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, torch.Tensor]) -
                     # Step counters live on the CPU unless the fused kernel keeps them by its side.
                     device=parameter.device if moment != "step" or group["fused"] else "cpu"
                 )
-                for moment in ("step", "exp_avg", "exp_avg_sq")
+                for moment in MOMENTS[type(optimizer)]
             }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from kinetics400.batch import Batch
+from kinetics400.engine.average import WeightAverage
 from kinetics400.engine.log import RunLog, memory_gib
 from kinetics400.engine.optim import set_lr
 from kinetics400.errors import Failure
@@ -68,6 +69,7 @@ def fit(
     save: Callable[[int], None] | None = None,
     evaluate: Callable[[int], Mapping[str, float]] | None = None,
     bad_videos: BadVideos | None = None,
+    average: WeightAverage | None = None,
 ) -> None:
     """Train from `start_step` to the end.
 
@@ -85,6 +87,7 @@ def fit(
         evaluate: called every `eval_every` epochs and at the end; what it returns is logged.
         bad_videos: told of videos that could not be read; asked at each log line whether they
             have become too many.
+        average: takes in the weights after each step.
 
     Raises:
         Failure: the loss is not finite.
@@ -121,6 +124,8 @@ def fit(
 
         done = step + 1
         method.after_step(done / plan.total_steps)
+        if average is not None:
+            average.update()
         epoch, step_in_epoch = divmod(done, plan.steps_per_epoch)
         last = done == plan.total_steps
         if done % plan.log_every == 0 or step_in_epoch == 0:

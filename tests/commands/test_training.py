@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 from kinetics400.__main__ import run_command
 from kinetics400.commands import session
+from kinetics400.commands import train as train_command
 from kinetics400.data.library import open_split
+from kinetics400.models.keymaps import to_hf
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
@@ -289,6 +291,61 @@ def test_resuming_from_the_checkpoint_before_the_last(
     run("pretrain", library, save_dir)
     assert rows(save_dir) == rows(pretrained)
     assert_same_weights(save_dir, pretrained)
+
+
+def test_lion_continues_and_is_not_adam(
+    library: Path, pretrained: Path, stopped: Callable[..., Path], tmp_path: Path
+) -> None:
+    lion = ("--optimizer", "lion")
+    run("pretrain", library, tmp_path / "whole", *lion)
+    save_dir = stopped("pretrain", 4, *lion)
+    run("pretrain", library, save_dir, *lion)
+    assert rows(save_dir) == rows(tmp_path / "whole") != rows(pretrained)
+    assert_same_weights(save_dir, tmp_path / "whole")
+
+
+def test_an_average_of_the_weights_is_evaluated_kept_and_continued(
+    library: Path,
+    finetuned: Path,
+    pretrained: Path,
+    stopped: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluated: list[torch.Tensor] = []
+    score = train_command.score
+
+    def noted(fabric: Any, method: Any, **rest: Any) -> Any:
+        evaluated.append(method.head.weight.detach().clone())
+        return score(fabric, method, **rest)
+
+    monkeypatch.setattr(train_command, "score", noted)
+    flags = (*own_flags(pretrained), "--ema_decay", "0.5")
+    run("train", library, tmp_path / "whole", *flags)
+    assert losses(tmp_path / "whole") == losses(finetuned)  # what is trained is the same
+    checkpoints = sorted((tmp_path / "whole" / "checkpoints").iterdir())
+    averages = [load_file(folder / "average.safetensors") for folder in checkpoints]
+    trained = [load_file(folder / "model.safetensors") for folder in checkpoints]
+    kept = weights(tmp_path / "whole")
+    assert all(torch.equal(kept[name], value) for name, value in to_hf(averages[-1]).items())
+    heads = [average["head.weight"] for average in (*averages, averages[-1])]
+    assert all(torch.equal(*pair) for pair in zip(evaluated, heads, strict=True))
+    assert not torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[1], trained[1]["head.weight"])
+
+    save_dir = stopped("train", 4, *flags)
+    run("train", library, save_dir, *flags)
+    assert rows(save_dir) == rows(tmp_path / "whole")
+    assert_same_weights(save_dir, tmp_path / "whole")
+
+
+def test_pretraining_flips_if_asked_and_warms_up_from_where_it_is_told(
+    library: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    run("pretrain", library, tmp_path / "run", "--flip", "1", "--warmup_lr", "1e-5")
+    ours, theirs = rows(tmp_path / "run"), rows(pretrained)
+    assert (ours[0]["lr"], theirs[0]["lr"]) == (1e-5, 0.0)
+    assert ours[0]["loss"] != theirs[0]["loss"]  # before any step: other clips
 
 
 @pytest.mark.parametrize("name", ["pretrain", "train"])

@@ -13,6 +13,7 @@ from lightning.fabric.plugins.precision import MixedPrecision
 from torch.optim import Optimizer
 
 from kinetics400.batch import Batch, normalize
+from kinetics400.engine.average import WeightAverage
 from kinetics400.engine.checkpoint import (
     check_agreement,
     find_checkpoint,
@@ -101,6 +102,31 @@ def test_training_continues_bit_for_bit(fabric: Fabric, tmp_path: Path) -> None:
     load_checkpoint(fabric, checkpoint, method=method, optimizer=optimizer)
     assert train(method, optimizer, range(3, 7)) == expected
     assert all(torch.equal(method.state_dict()[name], weights[name]) for name in weights)
+
+
+def test_the_average_of_the_weights_continues(fabric: Fabric, tmp_path: Path) -> None:
+    method, optimizer = build()
+    average = WeightAverage(method, 0.9)
+    train(method, optimizer, range(3))
+    average.update()
+    expected = {name: value.clone() for name, value in average.state().items()}
+    save_checkpoint(
+        fabric,
+        tmp_path,
+        step=3,
+        method=method,
+        optimizer=optimizer,
+        agreed=AGREED,
+        average=average,
+    )
+    checkpoint = find_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert "average.safetensors" in (checkpoint.folder / "manifest.json").read_text()
+
+    method, optimizer = build(seed=99)
+    fresh = WeightAverage(method, 0.9)
+    load_checkpoint(fabric, checkpoint, method=method, optimizer=optimizer, average=fresh)
+    assert all(torch.equal(fresh.state()[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("cached_gauss", [False, True])

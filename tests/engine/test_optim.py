@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from kinetics400.batch import Batch, normalize
 from kinetics400.engine.optim import (
     build_adamw,
+    build_optimizer,
     count_parameters,
     load_optimizer_state,
     optimizer_state,
@@ -25,10 +26,11 @@ ENCODER = VitConfig(
 both = pytest.mark.parametrize("fused", [False, True])
 
 
-def classifier(fused: bool) -> tuple[Classification, Optimizer]:
+def classifier(fused: bool, name: str = "adamw") -> tuple[Classification, Optimizer]:
     torch.manual_seed(0)
     method = Classification(ENCODER, 3, head_init_scale=1.0)
-    return method, build_adamw(method.param_groups(0.05, 0.75), betas=(0.9, 0.999), fused=fused)
+    groups = method.param_groups(0.05, 0.75)
+    return method, build_optimizer(name, groups, betas=(0.9, 0.999), fused=fused)
 
 
 def train(method: Classification, optimizer: Optimizer, steps: range) -> list[float]:
@@ -65,6 +67,23 @@ def test_update_is_adam_with_decoupled_decay(fused: bool) -> None:
         assert weight.tolist()[0] == pytest.approx(values, rel=1e-5)
 
 
+def test_lion_is_the_sign_of_two_averages() -> None:
+    """Algorithm 2 of the paper, written out."""
+    weight = nn.Parameter(torch.tensor([[1.0, -2.0]]))
+    group = {"params": [weight], "names": ["w"], "weight_decay": 0.1, "lr_scale": 0.5}
+    optimizer = build_optimizer("lion", [group], betas=(0.9, 0.95), fused=True)
+    values, momentum = [1.0, -2.0], [0.0, 0.0]
+    for gradient in ([0.3, -1.0], [-0.2, 0.5], [4.0, 9.0]):
+        set_lr(optimizer, 0.2)
+        weight.grad = torch.tensor([gradient])
+        optimizer.step()
+        for i, g in enumerate(gradient):
+            direction = math.copysign(1, 0.9 * momentum[i] + 0.1 * g)
+            values[i] -= 0.1 * (direction + 0.1 * values[i])
+            momentum[i] = 0.95 * momentum[i] + 0.05 * g
+        assert weight.tolist()[0] == pytest.approx(values, rel=1e-5)
+
+
 def test_rate_of_a_group_is_the_scheduled_one_times_its_scale() -> None:
     _, optimizer = classifier(fused=False)
     for rate in (3e-4, 0.0, 1e-3):  # set anew each time, not multiplied up
@@ -87,15 +106,15 @@ def test_state_has_every_moment_under_its_parameters_name(fused: bool) -> None:
     assert all(state[f"{n}.exp_avg"].shape == p.shape for n, p in method.named_parameters())
 
 
-@both
-def test_training_continues_bit_for_bit_from_a_saved_state(fused: bool) -> None:
-    method, optimizer = classifier(fused)
+@pytest.mark.parametrize(("fused", "name"), [(False, "adamw"), (True, "adamw"), (False, "lion")])
+def test_training_continues_bit_for_bit_from_a_saved_state(fused: bool, name: str) -> None:
+    method, optimizer = classifier(fused, name)
     train(method, optimizer, range(3))
-    weights = {name: value.clone() for name, value in method.state_dict().items()}
+    weights = {key: value.clone() for key, value in method.state_dict().items()}
     saved = save({k: v.contiguous().clone() for k, v in optimizer_state(optimizer).items()})
     expected = train(method, optimizer, range(3, 7))
 
-    method, optimizer = classifier(fused)
+    method, optimizer = classifier(fused, name)
     method.load_state_dict(weights)
     load_optimizer_state(optimizer, load(saved))
     assert train(method, optimizer, range(3, 7)) == expected

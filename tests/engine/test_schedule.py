@@ -50,3 +50,14 @@ def test_published_pretraining_rates() -> None:
     assert rate((warmup + total) // 2) == pytest.approx(8e-5)
     last = 1e-5 + 7e-5 * (1 + math.cos(math.pi * (1 - 1 / (total - warmup))))
     assert rate(total - 1) == pytest.approx(last, rel=1e-12)
+
+
+def test_warm_up_may_start_elsewhere() -> None:
+    def rate(step: int, warmup_steps: int = 5) -> float:
+        return warmup_cosine(
+            step, start=0.4, peak=2.0, final=0.5, warmup_steps=warmup_steps, total_steps=20
+        )
+
+    assert [rate(step) for step in range(5)] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    assert rate(5) == 2.0
+    assert rate(0, warmup_steps=1) == 0.4

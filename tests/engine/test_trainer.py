@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kinetics400.batch import Batch, normalize
 from kinetics400.data import keys
+from kinetics400.engine.average import WeightAverage
 from kinetics400.engine.log import RunLog, read_metrics
 from kinetics400.engine.trainer import Plan, fit
 from kinetics400.errors import Failure
@@ -141,6 +142,24 @@ def plainly(method: Method, optimizer: torch.optim.Optimizer, num_steps: int) ->
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def test_the_average_takes_in_the_weights_after_each_step() -> None:
+    method = make_method("line")
+    average = WeightAverage(method, 0.5)
+    seen: list[float] = []
+
+    class Noting(WeightAverage):
+        def update(self) -> None:
+            seen.append(method.encoder.weight.item())
+            average.update()
+
+    weight = method.encoder.weight.item()
+    run(method, make_optimizer(method, "sgd"), batches(4, [6]), average=Noting(method, 0.5))
+    assert len(set(seen)) == 4 and seen[-1] == method.encoder.weight.item()
+    for value in seen:
+        weight = 0.5 * weight + 0.5 * value
+    assert average.state()["encoder.weight"].item() == pytest.approx(weight)
 
 
 # --- one step is one global batch -----------------------------------------------------------------
