@@ -18,8 +18,7 @@ from kinetics400.data.manifest import Manifest, manifest_path
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DATA_PAGE = (ROOT / "docs/data.md").read_text(encoding="utf-8")
-CLUSTERS_PAGE = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
-DOCTOR_PAGE = (ROOT / "docs/doctor.md").read_text(encoding="utf-8")
+PAGES = [README, *(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))]
 CONFIGS = {
     "python -m data.preprocess": PreprocessConfig,
     "python -m train": TrainConfig,
@@ -35,7 +34,7 @@ def commands(page: str) -> list[str]:
     return [line.split("#")[0].strip() for line in lines if line.startswith(tuple(CONFIGS))]
 
 
-@pytest.mark.parametrize("command", commands(README + DATA_PAGE + CLUSTERS_PAGE + DOCTOR_PAGE))
+@pytest.mark.parametrize("command", commands("".join(PAGES)))
 def test_commands_parse(command: str) -> None:
     prefix = next(prefix for prefix in CONFIGS if command.startswith(prefix))
     config = parse(

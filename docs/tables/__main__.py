@@ -13,6 +13,8 @@ from doctor import doctor_reasons, doctor_speed
 from feeding import crf, disk, loader, loader_short
 from measured import ROOT
 
+from recipes import recipes
+
 TABLES = {
     "inherited": inherited,
     "demo": demo,
@@ -26,8 +28,12 @@ TABLES = {
     "cluster": cluster,
     "doctor_reasons": doctor_reasons,
     "doctor_speed": doctor_speed,
+    "recipes": recipes,
 }
-PAGES = ("README.md", "docs/data.md", "docs/augmentation.md", "docs/clusters.md", "docs/doctor.md")
+PAGES = (
+    *("README.md", "docs/data.md", "docs/augmentation.md", "docs/clusters.md", "docs/doctor.md"),
+    *("docs/recipes.md",),
+)
 
 
 def filled(text: str) -> str:
