@@ -123,6 +123,18 @@ CASES = [
     (("train",), ["--layer_decay", "0"], "--layer_decay 0.0 must lie in (0, 1]"),
     (("train",), ["--crop_scale", "0.9", "0.1"], "--crop_scale 0.9 0.1 must lie in (0, 1]"),
     (("train",), ["--flip", "2"], "--flip 2.0 must lie in [0, 1]"),
+    (("pretrain",), ["--flip", "-0.5"], "--flip -0.5 must lie in [0, 1]"),
+    (("train",), ["--ema_decay", "1"], "--ema_decay 1.0 must lie between 0 and 1"),
+    (("train",), ["--ema_decay", "0"], "--ema_decay 0.0 must lie between 0 and 1"),
+    (("pretrain",), ["--ema_decay", "0.9"], "--ema_decay"),
+    (("pretrain",), ["--label_smoothing", "0.1"], "--label_smoothing"),
+    (("pretrain",), ["--optimizer", "sgd"], "sgd"),
+    (BOTH, ["--warmup_lr", "-1"], "--warmup_lr -1.0 must be at least 0"),
+    (
+        ("train",),
+        ["--mixup_mode", "pair", "--batch_size", "3"],
+        "--mixup_mode pair needs pairs: 3 clips (--batch_size x --num_sample) are an odd number",
+    ),
     (("train",), ["--label_names", "absent.txt"], "--label_names absent.txt cannot be read"),
     (
         ("train",),
@@ -142,6 +154,15 @@ CASES = [
 )
 def test_wrong_flag(refused: Refused, name: str, flags: list[str], message: str) -> None:
     assert message in " ".join(refused(name, *flags).split())
+
+
+def test_pairs_may_come_of_repeats_and_nobody_needs_them_without_mixing(
+    place: Path, library: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = ("--mixup_mode", "pair", "--batch_size", "3")
+    for flags in (("--num_sample", "2"), ("--mixup", "0", "--cutmix", "0"), ("--mixup_prob", "0")):
+        argv = ["--data_dir", str(library), *SOUND, *pairs, *flags, "--dry_run"]
+        assert run_command("train", argv) == 0
 
 
 def test_all_that_is_wrong_is_said_at_once(refused: Refused) -> None:
