@@ -23,6 +23,8 @@ COMMANDS = {
     "demo": ("kinetics400.commands.demo", "the whole job on an embedded dataset, on the CPU"),
 }
 
+STOPS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM sends either before it kills
+
 
 def run_command(name: str, argv: Sequence[str]) -> int:
     """Run a subcommand and return the process's exit code (README, "Exit codes").
@@ -32,7 +34,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     """
     main = import_module(COMMANDS[name][0]).main
     try:
-        with stop_on_sigterm():
+        with stop_on_signals():
             return main(argv)
     except Failure as failure:
         print(f"{name}: {failure}", file=sys.stderr)
@@ -51,20 +53,22 @@ def run_command(name: str, argv: Sequence[str]) -> int:
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[None]:
+def stop_on_signals() -> Iterator[None]:
     """Leave in order (children ended, temporary files removed) when the scheduler says so."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped("stopped by SIGTERM; repeat the command to continue.")
+        name = signal.Signals(number).name
+        raise Stopped(f"stopped by {name}; repeat the command to continue.")
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in STOPS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def usage() -> str:

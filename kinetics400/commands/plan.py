@@ -34,7 +34,8 @@ MAY_CHANGE = {
     *("lr", "base_lr", "min_lr", "warmup_lr", "warmup_epochs"),
     *("n_device", "accelerator", "strategy", "n_worker", "max_bad_share", "decode_timeout"),
     *("data_dir", "train_list", "val_list", "pretrained_dir", "label_names"),
-    *("views", "merge", "eval_frequency", "save_dir", "save_frequency", "log_every"),
+    *("views", "merge", "eval_frequency", "save_dir", "save_frequency", "save_minutes"),
+    *("log_every",),
     *("resume", "recipe", "dry_run"),
 }
 
@@ -101,6 +102,7 @@ def check_shared(config: RunConfig, problems: Problems) -> None:
         "warmup_epochs": (optimization.warmup_epochs, 0),
         "weight_decay": (optimization.weight_decay, 0),
         "max_bad_share": (data.max_bad_share, 0),
+        "save_minutes": (config.saving.save_minutes, 0),
         "seed": (config.run.seed, 0),
     }
     for name, (value, least) in counts.items():

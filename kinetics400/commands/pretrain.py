@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from lightning.fabric import Fabric
 
 from kinetics400.augment.pipeline import training_augment
 from kinetics400.commands.clips import check_clips, pretraining_sampler
@@ -131,14 +132,10 @@ def pretrain(run: Run) -> None:
         beats=guard.beats(),
         quarantined=guard.quarantined("train", run.train_videos),
     )
-    fabric = train(
-        run,
-        dataset,
-        guard=guard,
-        augment=training_augment(flip_probability=config.augmentation.flip),
-        checkpoint=checkpoint,
-    )
-    if fabric.is_global_zero:
+
+    def finish(fabric: Fabric) -> None:
+        if not fabric.is_global_zero:
+            return
         save_pretrained(
             model_dir,
             state=method.state_dict(),
@@ -150,7 +147,15 @@ def pretrain(run: Run) -> None:
             card=model_card("VideoMAE, pretrained", run, "Finetune it with `python -m train`."),
         )
         say(f"the pretrained model lies in {model_dir}")
-    fabric.barrier()
+
+    train(
+        run,
+        dataset,
+        guard=guard,
+        augment=training_augment(flip_probability=config.augmentation.flip),
+        checkpoint=checkpoint,
+        finish=finish,
+    )
 
 
 def _box(size: int, height: int, width: int, u: Sequence[float]) -> sampling.Box:

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from kinetics400.augment.pipeline import Augment
 from kinetics400.commands.bad_videos import BadVideos, format_bad_videos
 from kinetics400.commands.guard import VideoGuard
 from kinetics400.commands.plan import Run, RunConfig, Schedule, accelerator
+from kinetics400.commands.saving import Saver
 from kinetics400.config.common import DeviceFlags
 from kinetics400.config.finetuning import TrainConfig
 from kinetics400.config.parse import to_recipe
@@ -26,8 +26,10 @@ from kinetics400.data.dataset import ClipDataset
 from kinetics400.data.loader import Layout, on_device, train_loader
 from kinetics400.data.manifest import count_originals
 from kinetics400.data.storage import write_atomic
+from kinetics400.engine.agreement import Agreement
 from kinetics400.engine.average import WeightAverage
 from kinetics400.engine.checkpoint import (
+    DAMAGED,
     Checkpoint,
     check_agreement,
     find_checkpoint,
@@ -35,12 +37,14 @@ from kinetics400.engine.checkpoint import (
     read_checkpoint,
     refuse_later,
     remove_unfinished,
-    save_checkpoint,
+    set_aside_later,
 )
-from kinetics400.engine.log import RunLog
+from kinetics400.engine.interruption import Interruption
+from kinetics400.engine.lock import locked
+from kinetics400.engine.log import RunLog, is_evaluated
 from kinetics400.engine.optim import build_optimizer, count_parameters
 from kinetics400.engine.trainer import Plan, fit
-from kinetics400.errors import InputError
+from kinetics400.errors import InputError, Stopped
 from kinetics400.methods.base import Method
 
 
@@ -64,7 +68,12 @@ def open_run(run: Run) -> Checkpoint | None:
             raise InputError(f"--resume never: {save_dir} is not empty; choose another --save_dir")
         return None
     if resume == "auto":
-        checkpoint = find_checkpoint(save_dir / "checkpoints")
+        checkpoint, passed_over = find_checkpoint(save_dir / "checkpoints")
+        if checkpoint is not None and passed_over:
+            say(
+                f"WARNING: {passed_over}. Continuing from {checkpoint.folder.name} instead; the "
+                f"damaged one is renamed to {DAMAGED}…"
+            )
     elif (Path(resume) / "manifest.json").is_file():
         checkpoint = read_checkpoint(Path(resume))
         refuse_later(save_dir / "checkpoints", checkpoint.step)
@@ -112,27 +121,62 @@ def train(
     guard: VideoGuard,
     augment: Augment,
     checkpoint: Checkpoint | None,
+    finish: Callable[[Fabric], None],
     evaluate: Callable[[Fabric, Method], Mapping[str, float]] | None = None,
-) -> Fabric:
-    """Launch, train to the end (or find it done), and return with the method trained.
+) -> None:
+    """Launch, train to the end (or find it done), and finish with the method trained.
 
     With an average of the weights (`run.ema_decay`) that is what is evaluated and what is left.
 
     Raises:
         DataError: too many videos cannot be read.
-        Stopped: a video has hung or crashed its decoder.
+        InputError: another process writes to the same folder.
+        StorageError: checkpoints cannot be written.
+        Stopped: a signal has come, or a video has hung or crashed its decoder.
     """
-    config, schedule, method = run.config, run.schedule, run.method
-    flags = config.optimization
-    fabric = launch(config.device)
-    save_dir = config.saving.save_dir
-    start_step = checkpoint.step if checkpoint is not None else 0
+    fabric = launch(run.config.device)
+    save_dir = run.config.saving.save_dir
     if fabric.is_global_zero:
         save_dir.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(save_dir / "checkpoints")
-        write_atomic(save_dir / "config.yaml", to_recipe(config))
-        mention_originals(run)
-    fabric.barrier()
+    with locked(save_dir) if fabric.is_global_zero else nullcontext():
+        if fabric.is_global_zero:
+            _prepare_folder(run, checkpoint)
+        fabric.barrier()
+        try:
+            _train(fabric, run, dataset, guard, augment, checkpoint, evaluate)
+        except Stopped:
+            if fabric.is_global_zero:
+                raise
+            # Rank 0 speaks for all. An error here would have the launcher kill it first.
+            raise SystemExit(0) from None
+        fabric.barrier()
+        if fabric.is_global_zero and (told := format_bad_videos(run)):
+            say(told)
+        finish(fabric)
+        fabric.barrier()
+
+
+def _prepare_folder(run: Run, checkpoint: Checkpoint | None) -> None:
+    save_dir = run.config.saving.save_dir
+    remove_unfinished(save_dir / "checkpoints")
+    if checkpoint is not None:
+        set_aside_later(save_dir / "checkpoints", checkpoint.step)
+    write_atomic(save_dir / "config.yaml", to_recipe(run.config))
+    mention_originals(run)
+
+
+def _train(
+    fabric: Fabric,
+    run: Run,
+    dataset: ClipDataset,
+    guard: VideoGuard,
+    augment: Augment,
+    checkpoint: Checkpoint | None,
+    evaluate: Callable[[Fabric, Method], Mapping[str, float]] | None,
+) -> None:
+    config, schedule, method = run.config, run.schedule, run.method
+    flags, save_dir = config.optimization, config.saving.save_dir
+    start_step = checkpoint.step if checkpoint is not None else 0
     fabric.to_device(method)
     # All buffers are constants: ranks need not tell each other at every step.
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
@@ -144,33 +188,45 @@ def train(
     average = None if run.ema_decay is None else WeightAverage(method, run.ema_decay)
     # Dropout and drop path differ between ranks; what belongs to a sample comes from its key.
     torch.manual_seed(keys.combine(config.run.seed, fabric.global_rank).item())
+    means: Mapping[str, torch.Tensor] = {}
     if checkpoint is not None:
-        load_checkpoint(fabric, checkpoint, method=method, optimizer=optimizer, average=average)
-    layout = Layout(
-        batch_size=flags.batch_size,
-        accumulate=flags.accumulate,
-        world_size=fabric.world_size,
-        rank=fabric.global_rank,
-    )
+        means = load_checkpoint(
+            fabric, checkpoint, method=method, optimizer=optimizer, average=average
+        )
+    agreement = Agreement(fabric)
+    interruption = Interruption(agreement, save_minutes=config.saving.save_minutes)
+    saver = Saver(fabric, run, optimizer, average, agreement)
+
+    def save(step: int, means: Mapping[str, torch.Tensor]) -> None:
+        saver(step, means)
+        interruption.saved()
+
+    def scored(step: int) -> Mapping[str, float]:
+        assert evaluate is not None
+        with interruption.impatient(), average.applied() if average else nullcontext():
+            return evaluate(fabric, method)
+
     loader = train_loader(
         dataset,
-        layout,
+        Layout(
+            batch_size=flags.batch_size,
+            accumulate=flags.accumulate,
+            world_size=fabric.world_size,
+            rank=fabric.global_rank,
+        ),
         start_step=start_step,
         total_steps=schedule.total_steps,
         num_workers=config.data.n_worker,
         pin_memory=fabric.device.type == "cuda",
     )
-
-    def scored(step: int) -> Mapping[str, float]:
-        assert evaluate is not None
-        with nullcontext() if average is None else average.applied():
-            return evaluate(fabric, method)
-
     log_dir = save_dir if fabric.is_global_zero else None
+    evaluated = is_evaluated(save_dir / "metrics.jsonl", start_step)
+    fabric.barrier()  # rank 0 is about to rewrite that file
     with (
         RunLog(
             log_dir, total_steps=schedule.total_steps, start_step=start_step, title=save_dir.name
         ) as log,
+        interruption.listening(),
         guard.watching(loader, dataset, "train") as batches,
     ):
         describe(log, run, start_step)
@@ -183,17 +239,16 @@ def train(
             plan=_plan(config, schedule),
             log=log,
             start_step=start_step,
-            save=partial(_save, fabric, run, optimizer, average),
+            start_means=means,
+            is_evaluated=evaluated,
+            save=save,
             evaluate=None if evaluate is None else scored,
             bad_videos=BadVideos(fabric, run, log),
             average=average,
+            decide=interruption.decide,
         )
     if average is not None:
         average.apply()
-    fabric.barrier()
-    if fabric.is_global_zero and (told := format_bad_videos(run)):
-        say(told)
-    return fabric
 
 
 def _plan(config: RunConfig, schedule: Schedule) -> Plan:
@@ -213,24 +268,6 @@ def _plan(config: RunConfig, schedule: Schedule) -> Plan:
 def clips_per_step(config: RunConfig, schedule: Schedule) -> int:
     """Clips that a step takes: those of the global batch, each video as often as it is repeated."""
     return schedule.global_batch_size * config.data.num_sample
-
-
-def _save(
-    fabric: Fabric,
-    run: Run,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage | None,
-    step: int,
-) -> None:
-    save_checkpoint(
-        fabric,
-        run.config.saving.save_dir / "checkpoints",
-        step=step,
-        method=run.method,
-        optimizer=optimizer,
-        agreed=run.agreed(),
-        average=average,
-    )
 
 
 def describe(log: RunLog, run: Run, start_step: int) -> None:

@@ -265,17 +265,11 @@ def finetune(run: Run) -> None:
         result = scored(fabric, method, views=(1, 1))
         return {"val_top1_acc": result.top1_acc, "val_top5_acc": result.top5_acc}
 
-    fabric = train(
-        run,
-        dataset,
-        guard=guard,
-        augment=device_augment(config.augmentation, method.num_classes),
-        checkpoint=checkpoint,
-        evaluate=centre_view,
-    )
-    protocol = config.evaluation
-    result = scored(fabric, method, views=parse_views(protocol.views))
-    if fabric.is_global_zero:
+    def finish(fabric: Fabric) -> None:
+        protocol = config.evaluation
+        result = scored(fabric, method, views=parse_views(protocol.views))
+        if not fabric.is_global_zero:
+            return
         results = summarize(result, views=protocol.views, merge=protocol.merge)
         save_pretrained(
             save_dir / "model",
@@ -285,7 +279,16 @@ def finetune(run: Run) -> None:
         )
         write_atomic(results_file, json.dumps(results, indent=2) + "\n")
         say(f"{outcome(results)}; the model lies in {save_dir / 'model'}")
-    fabric.barrier()
+
+    train(
+        run,
+        dataset,
+        guard=guard,
+        augment=device_augment(config.augmentation, method.num_classes),
+        checkpoint=checkpoint,
+        evaluate=centre_view,
+        finish=finish,
+    )
 
 
 def _box(scale: tuple[float, float], height: int, width: int, u: Sequence[float]) -> sampling.Box:

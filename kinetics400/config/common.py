@@ -10,6 +10,8 @@ from typing import Literal
 
 from kinetics400.data.watch import DECODE_TIMEOUT
 
+# A ViT-B takes seconds to save and hours to repeat (Young's rule gives 10 to 20 minutes).
+SAVE_MINUTES = 10.0
 # x264's, from fast and large to slow and small.
 Preset = Literal[
     "ultrafast",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from kinetics400.config.common import (
+    SAVE_MINUTES,
     DataFlags,
     DeviceFlags,
     LabelledClipFlags,
@@ -102,6 +103,8 @@ class SavingFlags:
     results.json."""
     save_frequency: int = 5
     """Epochs between checkpoints."""
+    save_minutes: float = SAVE_MINUTES
+    """Minutes between checkpoints within an epoch; 0 for none. A signal to stop saves as well."""
 
 
 @dataclass(frozen=True, kw_only=True)

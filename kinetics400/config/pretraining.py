@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from kinetics400.config.common import (
+    SAVE_MINUTES,
     ClipFlags,
     DataFlags,
     DeviceFlags,
@@ -48,6 +49,8 @@ class SavingFlags:
     """Run directory: config.yaml, metrics.jsonl, checkpoints/ and, at the end, model/."""
     save_frequency: int = 20
     """Epochs between checkpoints."""
+    save_minutes: float = SAVE_MINUTES
+    """Minutes between checkpoints within an epoch; 0 for none. A signal to stop saves as well."""
 
 
 @dataclass(frozen=True, kw_only=True)

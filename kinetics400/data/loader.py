@@ -125,11 +125,10 @@ def on_device(
 
 
 def _settle(parent: int, worker: int) -> None:
-    """What a worker does first. Ctrl-C at the terminal is for its parent to handle."""
+    """What a worker does first. Signals to the whole run are for its parent to handle."""
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Not the parent's handler, which would raise here: a worker has nothing to save.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _worker_options(num_workers: int) -> dict[str, Any]:

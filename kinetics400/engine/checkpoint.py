@@ -26,15 +26,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from kinetics400.data.storage import fsync_folder, write_atomic
+from kinetics400.engine.agreement import Agreement
 from kinetics400.engine.average import WeightAverage
 from kinetics400.engine.optim import load_optimizer_state, optimizer_state
-from kinetics400.errors import InputError
+from kinetics400.errors import InputError, StorageError
 from kinetics400.methods.base import Method
 from kinetics400.tensors import save_tensors
 
 SCHEMA = 1
 KEEP = 2
 AVERAGE = "average.safetensors"
+DAMAGED = ".bad-"  # before the name of a checkpoint that could not be read
+_MEANS = "means."
 _NAME = re.compile(r"step-(\d{10})")
 
 
@@ -55,7 +58,9 @@ def save_checkpoint(
     method: Method,
     optimizer: Optimizer,
     agreed: Mapping[str, Any],
+    agreement: Agreement,
     average: WeightAverage | None = None,
+    means: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint, then drop all but the newest `KEEP`. Called by every rank.
 
@@ -66,17 +71,27 @@ def save_checkpoint(
         method: its parameters and buffers are saved.
         optimizer: its moments are saved.
         agreed: facts that a run continuing from here must share.
+        agreement: how ranks tell each other whether they have succeeded.
         average: is saved as well.
+        means: this rank's sums since the last log line.
+
+    Raises:
+        StorageError: some rank could not write; older checkpoints are as they were, and nothing is
+            left of the new one.
     """
     final = root / f"step-{step:010}"
     temporary = root / f".tmp-step-{step:010}"
-    if fabric.is_global_zero:
+
+    def begin() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    fabric.barrier()
-    save_tensors(temporary / f"rank-{fabric.global_rank:05}.safetensors", _random_state())
-    fabric.barrier()
-    if fabric.is_global_zero:
+
+    def write_rank() -> None:
+        state = {f"{_MEANS}{name}": value for name, value in (means or {}).items()}
+        name = f"rank-{fabric.global_rank:05}.safetensors"
+        save_tensors(temporary / name, {**_random_state(), **state})
+
+    def write_shared() -> None:
         save_tensors(temporary / "model.safetensors", method.state_dict())
         save_tensors(temporary / "optimizer.safetensors", optimizer_state(optimizer))
         if average is not None:
@@ -97,9 +112,22 @@ def save_checkpoint(
             shutil.rmtree(final)
         temporary.rename(final)
         fsync_folder(root)
+
+    error: OSError | StorageError | None = None
+    for on_rank_zero_only, part in ((True, begin), (False, write_rank), (True, write_shared)):
+        if fabric.is_global_zero or not on_rank_zero_only:
+            try:
+                part()
+            except (OSError, StorageError) as caught:
+                error = caught
+        if agreement.any(error is not None):
+            if fabric.is_global_zero:
+                shutil.rmtree(temporary, ignore_errors=True)
+            reason = "another rank could not write" if error is None else str(error)
+            raise StorageError(f"checkpoint {final.name} could not be written: {reason}") from error
+    if fabric.is_global_zero:
         for old in _folders(root)[:-KEEP]:
-            shutil.rmtree(old)
-    fabric.barrier()
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def refuse_later(root: Path, step: int) -> None:
@@ -124,14 +152,35 @@ def remove_unfinished(root: Path) -> None:
         shutil.rmtree(folder)
 
 
-def find_checkpoint(root: Path) -> Checkpoint | None:
-    """The newest checkpoint, None where there is none.
+def find_checkpoint(root: Path) -> tuple[Checkpoint | None, str]:
+    """The newest checkpoint that can be read, None where there is none.
+
+    One damaged checkpoint is passed over, for the one before it; more than one is a failing disk.
+
+    Returns:
+        The checkpoint, and what was wrong with the one passed over ("" if none was).
 
     Raises:
-        InputError: it is damaged; names the file.
+        InputError: the newest is damaged and there is none before it, or that is damaged, too.
     """
     folders = _folders(root)
-    return read_checkpoint(folders[-1]) if folders else None
+    if not folders:
+        return None, ""
+    try:
+        return read_checkpoint(folders[-1]), ""
+    except InputError as error:
+        if len(folders) < 2:
+            raise
+        return read_checkpoint(folders[-2]), str(error)
+
+
+def set_aside_later(root: Path, step: int) -> None:
+    """Rename the checkpoints beyond `step`, which could not be read: another name, nothing lost."""
+    for folder in _folders(root):
+        if int(folder.name.removeprefix("step-")) > step:
+            target = root / f"{DAMAGED}{folder.name}"
+            shutil.rmtree(target, ignore_errors=True)
+            folder.rename(target)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -175,8 +224,12 @@ def load_checkpoint(
     method: Method,
     optimizer: Optimizer,
     average: WeightAverage | None = None,
-) -> None:
-    """Put model, moments, average, loss scale and this rank's random state back."""
+) -> dict[str, Tensor]:
+    """Put model, moments, average, loss scale and this rank's random state back.
+
+    Returns:
+        This rank's sums since the last log line; none when the number of ranks has changed.
+    """
     folder = checkpoint.folder
     method.load_state_dict(load_file(folder / "model.safetensors"))
     load_optimizer_state(optimizer, load_file(folder / "optimizer.safetensors"))
@@ -184,8 +237,15 @@ def load_checkpoint(
         average.load_state(load_file(folder / AVERAGE))
     fabric.strategy.precision.load_state_dict(checkpoint.state["precision"])
     own = folder / f"rank-{fabric.global_rank:05}.safetensors"
-    if own.exists():  # absent when the number of ranks has grown: then they start afresh
-        _restore_random_state(load_file(own))
+    if not own.exists():  # the number of ranks has grown: then they start afresh
+        return {}
+    state = load_file(own)
+    _restore_random_state(state)
+    if len(list(folder.glob("rank-*.safetensors"))) != fabric.world_size:
+        return {}
+    return {
+        name.removeprefix(_MEANS): value for name, value in state.items() if name.startswith(_MEANS)
+    }
 
 
 def check_agreement(checkpoint: Checkpoint, agreed: Mapping[str, Any]) -> None:

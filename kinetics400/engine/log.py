@@ -41,6 +41,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def is_evaluated(path: Path, step: int) -> bool:
+    """Whether a metrics.jsonl has an evaluation after this many steps."""
+    return any(row["step"] == step and "loss" not in row for row in read_metrics(path))
+
+
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds.
 

@@ -98,7 +98,7 @@ def test_run_directory(name: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(name)
     own = {"results.json"} if name == "finetuned" else set()
     names = {path.name for path in folder.iterdir() if "tfevents" not in path.name}
-    assert names == {"config.yaml", "metrics.jsonl", "checkpoints", "model"} | own
+    assert names == {".lock", "config.yaml", "metrics.jsonl", "checkpoints", "model"} | own
     assert any("tfevents" in path.name for path in folder.iterdir())
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         "step-0000000003",

@@ -1,7 +1,10 @@
 """Checkpoints: bit-equal after loading, refused when damaged or of another run, two kept."""
 
+import errno
 import json
+import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from lightning.fabric.plugins.precision import MixedPrecision
 from torch.optim import Optimizer
 
 from kinetics400.batch import Batch, normalize
+from kinetics400.engine.agreement import Agreement
 from kinetics400.engine.average import WeightAverage
 from kinetics400.engine.checkpoint import (
     check_agreement,
@@ -20,9 +24,10 @@ from kinetics400.engine.checkpoint import (
     load_checkpoint,
     read_checkpoint,
     save_checkpoint,
+    set_aside_later,
 )
 from kinetics400.engine.optim import build_adamw, set_lr
-from kinetics400.errors import InputError
+from kinetics400.errors import InputError, StorageError
 from kinetics400.methods.classification import Classification
 from kinetics400.models.vit import VitConfig
 
@@ -72,6 +77,7 @@ def save(fabric: Fabric, root: Path, step: int, *parts: Any, **agreed: Any) -> P
         method=method,
         optimizer=optimizer,
         agreed={**AGREED, **agreed},
+        agreement=Agreement(fabric),
     )
     return root / f"step-{step:010}"
 
@@ -97,7 +103,7 @@ def test_training_continues_bit_for_bit(fabric: Fabric, tmp_path: Path) -> None:
     weights = method.state_dict()
 
     method, optimizer = build(seed=99)
-    checkpoint = find_checkpoint(tmp_path)
+    checkpoint, _ = find_checkpoint(tmp_path)
     assert checkpoint is not None and checkpoint.step == 3
     load_checkpoint(fabric, checkpoint, method=method, optimizer=optimizer)
     assert train(method, optimizer, range(3, 7)) == expected
@@ -117,9 +123,10 @@ def test_the_average_of_the_weights_continues(fabric: Fabric, tmp_path: Path) ->
         method=method,
         optimizer=optimizer,
         agreed=AGREED,
+        agreement=Agreement(fabric),
         average=average,
     )
-    checkpoint = find_checkpoint(tmp_path)
+    checkpoint, _ = find_checkpoint(tmp_path)
     assert checkpoint is not None
     assert "average.safetensors" in (checkpoint.folder / "manifest.json").read_text()
 
@@ -141,7 +148,7 @@ def test_all_generators_continue(fabric: Fabric, tmp_path: Path, cached_gauss: b
         np.random.standard_normal()
     save(fabric, tmp_path, 1, method, optimizer)
     expected = [draw_everywhere() for _ in range(3)]
-    checkpoint = find_checkpoint(tmp_path)
+    checkpoint, _ = find_checkpoint(tmp_path)
     assert checkpoint is not None
     for seed in (7, 8):
         torch.manual_seed(seed)
@@ -181,14 +188,14 @@ def test_only_the_newest_two_are_kept(fabric: Fabric, tmp_path: Path) -> None:
         save(fabric, tmp_path, step, *parts)
     names = sorted(folder.name for folder in tmp_path.iterdir())
     assert names == ["step-0000000100", "step-0000001000"]
-    checkpoint = find_checkpoint(tmp_path)
+    checkpoint, _ = find_checkpoint(tmp_path)
     assert checkpoint is not None and checkpoint.step == 1000
 
 
 def test_the_same_step_is_replaced(fabric: Fabric, tmp_path: Path) -> None:
     save(fabric, tmp_path, 5, lr=1.0)
     save(fabric, tmp_path, 5, lr=2.0)
-    checkpoint = find_checkpoint(tmp_path)
+    checkpoint, _ = find_checkpoint(tmp_path)
     assert checkpoint is not None and checkpoint.state["agreed"]["lr"] == 2.0
     assert [folder.name for folder in tmp_path.iterdir()] == ["step-0000000005"]
 
@@ -198,15 +205,15 @@ def test_a_half_written_one_is_not_found_and_not_in_the_way(fabric: Fabric, tmp_
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
     (left / "rank-00007.safetensors").write_bytes(b"half")
-    assert find_checkpoint(tmp_path) is None
+    assert find_checkpoint(tmp_path) == (None, "")
     folder = save(fabric, tmp_path, 5)
     assert not left.exists() and not (folder / "rank-00007.safetensors").exists()
     assert read_checkpoint(folder).step == 5
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
-    assert find_checkpoint(tmp_path) is None
-    assert find_checkpoint(tmp_path / "absent") is None
+    assert find_checkpoint(tmp_path) == (None, "")
+    assert find_checkpoint(tmp_path / "absent") == (None, "")
 
 
 # --- refused --------------------------------------------------------------------------------------
@@ -222,6 +229,76 @@ def test_a_damaged_file_is_named(fabric: Fabric, tmp_path: Path, name: str) -> N
     (folder / name).write_bytes(content)
     with pytest.raises(InputError, match=f"{folder.name}: {name} is damaged.*Remove that folder"):
         find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_a_damaged_one_is_passed_over_once_and_kept_under_another_name(
+    fabric: Fabric, tmp_path: Path, name: str
+) -> None:
+    sound, damaged = save(fabric, tmp_path, 5), save(fabric, tmp_path, 6)
+    content = (damaged / name).read_bytes()
+    (damaged / name).write_bytes(content[:-1])
+    checkpoint, reason = find_checkpoint(tmp_path)
+    assert checkpoint is not None and checkpoint.folder == sound
+    assert damaged.name in reason
+    assert damaged.exists()  # looking changes nothing
+
+    set_aside_later(tmp_path, 5)
+    aside = tmp_path / f".bad-{damaged.name}"
+    assert {path.name for path in tmp_path.iterdir()} == {sound.name, aside.name}
+    assert (aside / name).read_bytes() == content[:-1]
+    assert find_checkpoint(tmp_path) == (checkpoint, "")
+
+
+def test_two_damaged_ones_are_a_failing_disk(fabric: Fabric, tmp_path: Path) -> None:
+    for step in (5, 6):
+        (save(fabric, tmp_path, step) / "state.json").write_text("{}")
+    with pytest.raises(InputError, match=r"step-0000000005: state\.json is damaged"):
+        find_checkpoint(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the file's name")
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_a_disk_that_takes_no_checkpoint_leaves_the_one_before(
+    fabric: Fabric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Full at any of the files."""
+    before = save(fabric, tmp_path, 5)
+    content = {file.name: file.read_bytes() for file in before.iterdir()}
+
+    fsync = os.fsync
+
+    def full(file: int) -> None:
+        if name in os.readlink(f"/proc/self/fd/{file}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"step-0000000006 could not be written: .*No space"):
+        save(fabric, tmp_path, 6)
+    assert [path.name for path in tmp_path.iterdir()] == [before.name]
+    assert {file.name: file.read_bytes() for file in before.iterdir()} == content
+
+
+def test_sums_since_the_last_row_come_back(fabric: Fabric, tmp_path: Path) -> None:
+    method, optimizer = build()
+    train(method, optimizer, range(1))
+    sums = {"loss": torch.tensor([3.5, 2.0]), "grad_norm": torch.tensor([1.0, 2.0])}
+    save_checkpoint(
+        fabric,
+        tmp_path,
+        step=1,
+        method=method,
+        optimizer=optimizer,
+        agreed=AGREED,
+        agreement=Agreement(fabric),
+        means=sums,
+    )
+    checkpoint, _ = find_checkpoint(tmp_path)
+    assert checkpoint is not None
+    found = load_checkpoint(fabric, checkpoint, method=method, optimizer=optimizer)
+    assert found.keys() == sums.keys()
+    assert all(torch.equal(found[name], value) for name, value in sums.items())
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
@@ -253,7 +330,7 @@ def test_another_schema_is_refused(
 def test_other_settings_are_refused_and_all_listed(fabric: Fabric, tmp_path: Path) -> None:
     method, optimizer = build()
     save(fabric, tmp_path / "checkpoints", 5, method, optimizer)
-    checkpoint = find_checkpoint(tmp_path / "checkpoints")
+    checkpoint, _ = find_checkpoint(tmp_path / "checkpoints")
     assert checkpoint is not None
     check_agreement(checkpoint, AGREED)  # a tuple has become a list on disk: no difference
     other = {**AGREED, "lr": 1e-3, "mask_ratio": 0.9}

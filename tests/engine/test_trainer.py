@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from kinetics400.batch import Batch, normalize
 from kinetics400.data import keys
 from kinetics400.engine.average import WeightAverage
+from kinetics400.engine.interruption import Decision
 from kinetics400.engine.log import RunLog, read_metrics
 from kinetics400.engine.trainer import Plan, fit
-from kinetics400.errors import Failure
+from kinetics400.errors import Failure, Stopped
 from kinetics400.methods.base import Method
 from kinetics400.methods.classification import Classification
 from kinetics400.methods.videomae import VideoMAE
@@ -283,7 +285,7 @@ def test_a_broken_model_is_never_saved_nor_evaluated() -> None:
             make_optimizer(method, "sgd"),
             batches(8, [6]),
             plan={"total_steps": 8, "steps_per_epoch": 2, "log_every": 100},
-            save=saved.append,
+            save=lambda step, means: saved.append(step),
             evaluate=lambda step: evaluated.append(step) or {},
         )
     assert (saved, evaluated) == ([2], [2])
@@ -306,13 +308,13 @@ def test_saving_every_few_epochs_and_at_the_end(
         make_optimizer(method, "sgd"),
         batches(steps, [6]),
         plan={"total_steps": steps, "steps_per_epoch": 3, "save_every": save_every},
-        save=found.append,
+        save=lambda step, means: found.append(step),
     )
     assert found == saved
 
 
-def test_evaluation_once_per_epoch_before_saving(tmp_path: Path) -> None:
-    """The checkpoint's step then has its scores in the log."""
+def test_evaluation_once_per_epoch_after_saving(tmp_path: Path) -> None:
+    """A run that is stopped in an evaluation has lost nothing but that."""
     method, calls = make_method("line"), []
 
     def evaluate(step: int) -> dict[str, float]:
@@ -325,13 +327,111 @@ def test_evaluation_once_per_epoch_before_saving(tmp_path: Path) -> None:
         batches(6, [6]),
         save_dir=tmp_path,
         plan={"total_steps": 6, "steps_per_epoch": 2, "log_every": 4},
-        save=lambda step: calls.append(f"save {step}"),
+        save=lambda step, means: calls.append(f"save {step}"),
         evaluate=evaluate,
     )
-    assert calls == [f"{what} {step}" for step in (2, 4, 6) for what in ("evaluate", "save")]
+    assert calls == [f"{what} {step}" for step in (2, 4, 6) for what in ("save", "evaluate")]
     rows = read_metrics(tmp_path / "metrics.jsonl")
     scores = {row["step"]: (row["epoch"], row["val_top1_acc"]) for row in rows if "lr" not in row}
     assert scores == {2: (1, 20.0), 4: (2, 40.0), 6: (3, 60.0)}
+
+
+@pytest.mark.parametrize("is_evaluated", [True, False])
+def test_an_evaluation_that_was_cut_off_is_made_up_for(is_evaluated: bool) -> None:
+    method, calls = make_method("line"), []
+    run(
+        method,
+        make_optimizer(method, "sgd"),
+        batches(4, [6], start=2),
+        start_step=2,
+        is_evaluated=is_evaluated,
+        plan={"steps_per_epoch": 2},
+        evaluate=lambda step: calls.append(step) or {},
+    )
+    assert calls == ([4] if is_evaluated else [2, 4])
+
+
+def test_a_checkpoint_within_an_epoch_is_no_evaluation(tmp_path: Path) -> None:
+    method, calls = make_method("line"), []
+    run(
+        method,
+        make_optimizer(method, "sgd"),
+        batches(4, [6], start=3),
+        start_step=3,
+        is_evaluated=False,
+        plan={"steps_per_epoch": 2},
+        evaluate=lambda step: calls.append(step) or {},
+    )
+    assert calls == [4]
+
+
+def test_it_saves_and_stops_when_told() -> None:
+    """Between epochs, after whole steps; the last step of all is no exception."""
+    decisions = {2: Decision(save=True), 3: Decision(stop=signal.SIGTERM)}
+    for stop_at in (3, 4):
+        method, saved, done = make_method("line"), [], iter(range(1, 9))
+        last = decisions if stop_at == 3 else {4: Decision(stop=signal.SIGTERM)}
+        with pytest.raises(Stopped, match=f"stopped by SIGTERM after step {stop_at}"):
+            run(
+                method,
+                make_optimizer(method, "sgd"),
+                batches(4, [6]),
+                save=lambda step, means, saved=saved: saved.append(step),
+                decide=lambda last=last, done=done: last.get(next(done), Decision()),
+            )
+        assert saved == ([2, 3] if stop_at == 3 else [4])
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_rows_go_on_where_a_checkpoint_within_them_left_off(tmp_path: Path, stop_at: int) -> None:
+    """A row's means hold the steps before the stop as well."""
+
+    def rows(folder: Path, start: int, **rest: Any) -> list[tuple[int, float]]:
+        try:
+            run(
+                method,
+                optimizer,
+                batches(4, [6], start=start),
+                save_dir=folder,
+                start_step=start,
+                plan={"log_every": 4},
+                **rest,
+            )
+        except Stopped:
+            return []
+        return [(row["step"], row["loss"]) for row in read_metrics(folder / "metrics.jsonl")]
+
+    method = make_method("line")
+    optimizer = make_optimizer(method, "sgd")
+    for folder in ("whole", "parts"):
+        (tmp_path / folder).mkdir()
+    whole = rows(tmp_path / "whole", 0)
+
+    method, kept, done = make_method("line"), {}, iter(range(1, 9))
+    optimizer = make_optimizer(method, "sgd")
+    rows(
+        tmp_path / "parts",
+        0,
+        save=lambda step, means: kept.update(means),
+        decide=lambda: Decision(stop=signal.SIGTERM if next(done) == stop_at else 0),
+    )
+    assert kept.keys() == {"loss", "mean_error"} and kept["loss"][1] == stop_at
+    assert rows(tmp_path / "parts", stop_at, start_means=kept) == whole
+    assert len(whole) == 1
+
+
+def test_a_broken_model_is_not_saved_by_the_clock_either() -> None:
+    method, saved = Breaks(3, math.nan), []
+    with pytest.raises(Failure, match="loss is nan"):
+        run(
+            method,
+            make_optimizer(method, "sgd"),
+            batches(8, [6]),
+            plan={"total_steps": 8, "steps_per_epoch": 8, "log_every": 100},
+            save=lambda step, means: saved.append(step),
+            decide=lambda: Decision(save=True),
+        )
+    assert saved == [1, 2]
 
 
 def test_training_mode_is_on_while_training() -> None:
@@ -362,7 +462,7 @@ def test_bad_videos_are_recorded_at_once_and_checked_before_each_line_of_the_log
         make_optimizer(method, "sgd"),
         data,
         plan={"accumulate": 2, "log_every": 2},
-        save=lambda step: heard.append((step, "save")),
+        save=lambda step, means: heard.append((step, "save")),
         bad_videos=Count(),
     )
     # `save` gets the number of steps done.
@@ -415,7 +515,7 @@ def test_evaluation_and_saving_do_not_count_as_training_time(tmp_path: Path) -> 
         batches(4, [6]),
         save_dir=tmp_path,
         plan={"steps_per_epoch": 2, "log_every": 1},
-        save=lambda step: time.sleep(0.3),
+        save=lambda step, means: time.sleep(0.3),
         evaluate=lambda step: time.sleep(0.3) or {},
     )
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "lr" in row]
