@@ -204,7 +204,7 @@ class _Meter:
     def sums(self, step: int) -> dict[str, Tensor]:
         """Sum and count of each value since the last reading, on the CPU."""
         if "loss" in self._sums:
-            total = self._fabric.all_reduce(self._sums["loss"], reduce_op="sum")
+            total = self._fabric.all_reduce(self._sums["loss"].clone(), reduce_op="sum")
             assert isinstance(total, Tensor)
             _require_finite(total.item(), step)
         return {
