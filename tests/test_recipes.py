@@ -82,7 +82,7 @@ PERSONAL = {
     *("recipe", "dry_run", "resume", "data_dir", "train_list", "val_list", "pretrained_dir"),
     *("pretrained_name", "save_dir", "n_worker", "decode_timeout", "max_bad_share", "label_names"),
     *("accelerator", "strategy", "dtype", "seed", "log_every", "eval_frequency", "target_fps"),
-    *("clip_grad", "ema_decay", "sampling_rate"),
+    *("clip_grad", "ema_decay", "sampling_rate", "save_minutes"),
 }
 
 
