@@ -153,10 +153,12 @@ def test_sigterm_is_exit_75_and_the_next_run_continues(raw: Path) -> None:
         assert process.stdout is not None
         while "machine" not in process.stdout.readline():
             pass
-        time.sleep(1.5)
+        journal = raw / ".preprocess/doctor_headers.jsonl"
+        while not journal.exists() and process.poll() is None:
+            time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 75
-    rows = (raw / ".preprocess/doctor_headers.jsonl").read_text().splitlines()
+    rows = journal.read_text().splitlines()
     assert 4 <= len(rows) < 32
 
 
