@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -136,29 +135,32 @@ def test_a_folder_that_cannot_be_written_is_said_once(
 
 
 def test_sigterm_is_exit_75_and_the_next_run_continues(raw: Path) -> None:
-    """A slow check-up is stopped; the headers it has read are kept."""
+    """A slow check-up is stopped when it has read 9 headers, two batches and one more."""
     code = (
         "import time, sys\n"
         "from kinetics400.data import checkup\n"
         "from kinetics400 import __main__ as console\n"
         "checkup.BATCH = 4\n"
-        "read = checkup.read_header\n"
-        "checkup.read_header = lambda path: (time.sleep(0.1), read(path))[1]\n"
-        "print('started', flush=True)\n"
+        "real = checkup.read_header\n"
+        "def read(path):\n"
+        "    print('reading', flush=True)\n"
+        "    time.sleep(0.3)\n"
+        "    return real(path)\n"
+        "checkup.read_header = read\n"
         f"sys.exit(console.run_command('doctor', {['--data_dir', str(raw), *map(str, FLAGS)]!r}))\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        while "machine" not in process.stdout.readline():
-            pass
-        journal = raw / ".preprocess/doctor_headers.jsonl"
-        while not journal.exists() and process.poll() is None:
-            time.sleep(0.05)
+        n_read = 0
+        while n_read < 9:
+            line = process.stdout.readline()
+            assert line, "the check-up ended before it was stopped"
+            n_read += line.startswith("reading")
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 75
-    rows = journal.read_text().splitlines()
+    rows = (raw / ".preprocess/doctor_headers.jsonl").read_text().splitlines()
     assert 4 <= len(rows) < 32
 
 
