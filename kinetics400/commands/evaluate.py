@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -68,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
     names = class_names(subject.checkpoint, subject.label_names, facts, method.num_classes)
     videos = open_videos(config, method)
     check_memory(config, method, math.prod(segments_crops))
-    say(describe(config, facts, method, argv))
+    origin = origins(facts, argv)
+    say(describe(config, facts, method, origin))
     fabric = launch(config.device)
     fabric.setup_module(method)  # moves it and sets its precision, in place
     started = time.monotonic()
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     if fabric.is_global_zero:
         seconds = time.monotonic() - started
         results = summarize(result, views=protocol.views, merge=protocol.merge, clips=config.clips)
-        results |= circumstances(config, method)
+        results |= circumstances(config, method, origin)
         results |= {"seconds": seconds, "videos_per_sec": result.num_videos / seconds}
         say(f"{outcome(results)}\n{seconds:.1f} s, {results['videos_per_sec']:.1f} videos/s")
         if subject.output_dir is not None:
@@ -119,35 +120,42 @@ def parse_with_run(argv: Sequence[str]) -> tuple[EvaluateConfig, RunFacts]:
     return read([*facts.as_flags(argv), *argv]), facts
 
 
+def origins(facts: RunFacts, argv: Sequence[str]) -> dict[str, str]:
+    """Where each setting that a run can know comes from: given, its run, or assumed."""
+    of_run = named_flags(facts.as_flags(argv))
+    known = {name: "run" for name in of_run} | {name: "given" for name in named_flags(argv)}
+    return {name: known.get(name, "assumed") for name in RUN_FLAGS}
+
+
 def describe(
-    config: EvaluateConfig, facts: RunFacts, method: Classification, argv: Sequence[str]
+    config: EvaluateConfig, facts: RunFacts, method: Classification, origin: Mapping[str, str]
 ) -> str:
     """Say what is scored, and where each setting comes from."""
     vit, values = method.encoder.config, flatten(config)
-    of_run = {flag.partition("=")[0].removeprefix("--") for flag in facts.as_flags(argv)}
-    given = named_flags(argv) & set(RUN_FLAGS)
-    sources = ", ".join(map(str, facts.sources))
     lines = [
         f"{config.subject.checkpoint}: {method.num_classes} classes, {vit.num_frames} frames of "
         f"{vit.image_size}x{vit.image_size} pixels"
     ]
-    for source, which in (
-        ("as given", given),
-        (f"from {sources}", of_run - given),
-        ("assumed, as nobody says otherwise", set(RUN_FLAGS) - given - of_run),
+    for kind, text in (
+        ("given", "as given"),
+        ("run", f"from {', '.join(map(str, facts.sources))}"),
+        ("assumed", "assumed: nobody says otherwise"),
     ):
-        said = [f"{n} {values[n]}" for n in RUN_FLAGS if n in which and values[n] is not None]
-        if said:
-            lines.append(f"  {', '.join(said)} ({source})")
+        names = [name for name in RUN_FLAGS if origin[name] == kind and values[name] is not None]
+        if names:
+            lines.append(f"  {', '.join(f'{name} {values[name]}' for name in names)} ({text})")
     return "\n".join(lines)
 
 
-def circumstances(config: EvaluateConfig, method: Classification) -> dict[str, Any]:
+def circumstances(
+    config: EvaluateConfig, method: Classification, origin: Mapping[str, str]
+) -> dict[str, Any]:
     """What else results.json holds of `evaluate`, so that it can be repeated and compared."""
     values, vit = flatten(config), method.encoder.config
     said = ("checkpoint", "data_dir", "val_list", "sampling", "sampling_rate", "target_fps")
     return {
         **{name: str(v) if isinstance(v := values[name], Path) else v for name in said},
+        "assumed": [name for name in said if origin.get(name) == "assumed"],
         "num_frames": vit.num_frames,
         "input_size": vit.image_size,
         "precision": config.device.precision,

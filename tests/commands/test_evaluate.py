@@ -382,6 +382,7 @@ def test_the_user_overrules_the_run(
     results = evaluated(run_dir, "--views", "1x1", "--sampling_rate=3", data=None)
     wanted = RUN | {"views": "1x1", "sampling_rate": 3}
     assert {name: results[name] for name in RUN} == wanted
+    assert results["assumed"] == ["val_list", "target_fps"]
     assert "sampling_rate 3, views 1x1 (as given)" in capsys.readouterr().err
 
 
@@ -392,6 +393,7 @@ def test_what_nobody_says_is_said_to_be_assumed(
     told = capsys.readouterr().err
     assert "sampling dense, sampling_rate 4, views 5x3, merge prob (assumed" in told
     assert results["sampling_rate"] == 4
+    assert results["assumed"] == ["val_list", "sampling", "sampling_rate", "target_fps"]
 
 
 @pytest.mark.parametrize(
