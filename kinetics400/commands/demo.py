@@ -18,7 +18,8 @@ from torch import Tensor
 
 from kinetics400.commands import preprocess, pretrain, report, train
 from kinetics400.commands.clips import test_sampler
-from kinetics400.commands.evaluate import load_classifier, parse_views, score
+from kinetics400.commands.evaluate import parse_views, score
+from kinetics400.commands.evaluation_subject import load_classifier
 from kinetics400.commands.session import say
 from kinetics400.config.common import LabelledClipFlags
 from kinetics400.config.demo import DemoConfig
@@ -150,8 +151,9 @@ def collect(config: DemoConfig) -> dict[str, Any]:
         return sum(n * row["loss"] for n, row in zip(steps, rows, strict=True)) / sum(steps)
 
     def accuracies(result: Evaluation | dict[str, Any]) -> dict[str, float]:
-        values = vars(result) if isinstance(result, Evaluation) else result
-        return {name: round(values[name], 2) for name in ("top1_acc", "top5_acc")}
+        if isinstance(result, Evaluation):
+            result = {"top1_acc": result.top1_acc, "top5_acc": result.top5_acc}
+        return {name: round(result[name], 2) for name in ("top1_acc", "top5_acc")}
 
     def of_run(name: str) -> dict[str, float]:
         text = (work_dir / name / "results.json").read_text(encoding="utf-8")

@@ -1,42 +1,52 @@
 """`kinetics400 evaluate`: score a finetuned model on a list of videos."""
 
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
 from lightning.fabric import Fabric
 
+from kinetics400 import __version__
 from kinetics400.commands.clips import check_clips, test_sampler
+from kinetics400.commands.evaluation_report import (
+    FILES,
+    check_output_dir,
+    outcome,
+    summarize,
+    write_report,
+)
+from kinetics400.commands.evaluation_subject import (
+    RUN_FLAGS,
+    RunFacts,
+    class_names,
+    load_classifier,
+    read_run,
+)
 from kinetics400.commands.guard import VideoGuard
 from kinetics400.commands.plan import Problems, check_dtype, input_dtype, missing_devices
+from kinetics400.commands.progress import ProgressMeter
 from kinetics400.commands.session import launch, say
 from kinetics400.config.evaluation import EvaluateConfig
-from kinetics400.config.parse import parse
+from kinetics400.config.parse import flatten, named_flags, parse
 from kinetics400.data.annotations import VideoTable
-from kinetics400.data.dataset import SegmentSampler, ViewDataset
+from kinetics400.data.dataset import SegmentSampler, VideoViews, ViewDataset
 from kinetics400.data.library import open_split
 from kinetics400.data.loader import view_loader
 from kinetics400.data.shared_memory import clip_bytes, needed_bytes, shortage
-from kinetics400.data.storage import write_atomic
 from kinetics400.engine.evaluation import Evaluation, ViewTransform, evaluate
 from kinetics400.errors import DataError, InputError, MissingInput
 from kinetics400.methods.base import Method
 from kinetics400.methods.classification import Classification
-from kinetics400.models.pretrained import find_weights, load_pretrained, read_weights
-from kinetics400.models.vit import VitConfig
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; see kinetics400.__main__ for exit codes."""
-    config = parse(
-        EvaluateConfig,
-        argv,
-        prog="kinetics400 evaluate",
-        description="Score a finetuned model on the validation videos.",
-    )
+    config, facts = parse_with_run(argv)
     subject, protocol = config.subject, config.protocol
     problems = Problems()
     check_dtype(config.device, problems)
@@ -44,63 +54,148 @@ def main(argv: Sequence[str]) -> int:
     problems.require(subject.batch_size >= 1, "--batch_size must be at least 1")
     problems.require(subject.n_worker >= 0, "--n_worker must be at least 0")
     segments_crops = problems.catch(lambda: parse_views(protocol.views))
+    if subject.output_dir is not None:
+        problems.catch(partial(check_output_dir, subject.output_dir))
     for text in missing_devices(config.device):
         problems.add(text)
     problems.raise_any()
-    method = load_classifier(subject.checkpoint, dtype=input_dtype(config.device))
+    method = load_classifier(
+        subject.checkpoint,
+        dtype=input_dtype(config.device),
+        num_frames=subject.num_frames,
+        input_size=subject.input_size,
+    )
+    names = class_names(subject.checkpoint, subject.label_names, facts, method.num_classes)
+    videos = open_videos(config, method)
+    check_memory(config, method, math.prod(segments_crops))
+    origin = origins(facts, argv)
+    say(describe(config, facts, method, origin))
+    fabric = launch(config.device)
+    fabric.setup_module(method)  # moves it and sets its precision, in place
+    started = time.monotonic()
+    progress = (
+        ProgressMeter("evaluating", len(videos), "videos")
+        if fabric.is_global_zero
+        else nullcontext()
+    )
+    with progress as meter:
+        result = score(
+            fabric,
+            method,
+            videos,
+            views=segments_crops,
+            segment_frames=test_sampler(config.clips, method.encoder.config.num_frames),
+            clips_per_forward=subject.batch_size,
+            num_workers=subject.n_worker,
+            merge=protocol.merge,
+            meter=meter,
+        )
+    if fabric.is_global_zero:
+        seconds = time.monotonic() - started
+        results = summarize(result, views=protocol.views, merge=protocol.merge, clips=config.clips)
+        results |= circumstances(config, method, origin)
+        results |= {"seconds": seconds, "videos_per_sec": result.num_videos / seconds}
+        say(f"{outcome(results)}\n{seconds:.1f} s, {results['videos_per_sec']:.1f} videos/s")
+        if subject.output_dir is not None:
+            write_report(
+                subject.output_dir, results, result, videos, names=names, merge=protocol.merge
+            )
+            say(f"{', '.join(FILES)} lie in {subject.output_dir}")
+    return 0
+
+
+def parse_with_run(argv: Sequence[str]) -> tuple[EvaluateConfig, RunFacts]:
+    """The flags, with what the model's run knows as their defaults.
+
+    Raises:
+        InputError: a file of the run is damaged.
+    """
+    read = partial(
+        parse,
+        EvaluateConfig,
+        prog="kinetics400 evaluate",
+        description="Score a finetuned model on the validation videos.",
+    )
+    facts = read_run(read(argv).subject.checkpoint)
+    return read([*facts.as_flags(argv), *argv]), facts
+
+
+def origins(facts: RunFacts, argv: Sequence[str]) -> dict[str, str]:
+    """Where each setting that a run can know comes from: given, its run, or assumed."""
+    of_run = named_flags(facts.as_flags(argv))
+    known = {name: "run" for name in of_run} | {name: "given" for name in named_flags(argv)}
+    return {name: known.get(name, "assumed") for name in RUN_FLAGS}
+
+
+def describe(
+    config: EvaluateConfig, facts: RunFacts, method: Classification, origin: Mapping[str, str]
+) -> str:
+    """Say what is scored, and where each setting comes from."""
+    vit, values = method.encoder.config, flatten(config)
+    lines = [
+        f"{config.subject.checkpoint}: {method.num_classes} classes, {vit.num_frames} frames of "
+        f"{vit.image_size}x{vit.image_size} pixels"
+    ]
+    for kind, text in (
+        ("given", "as given"),
+        ("run", f"from {', '.join(map(str, facts.sources))}"),
+        ("assumed", "assumed: nobody says otherwise"),
+    ):
+        names = [name for name in RUN_FLAGS if origin[name] == kind and values[name] is not None]
+        if names:
+            lines.append(f"  {', '.join(f'{name} {values[name]}' for name in names)} ({text})")
+    return "\n".join(lines)
+
+
+def circumstances(
+    config: EvaluateConfig, method: Classification, origin: Mapping[str, str]
+) -> dict[str, Any]:
+    """What else results.json holds of `evaluate`, so that it can be repeated and compared."""
+    values, vit = flatten(config), method.encoder.config
+    said = ("checkpoint", "data_dir", "val_list", "sampling", "sampling_rate", "target_fps")
+    return {
+        **{name: str(v) if isinstance(v := values[name], Path) else v for name in said},
+        "assumed": [name for name in said if origin.get(name) == "assumed"],
+        "num_frames": vit.num_frames,
+        "input_size": vit.image_size,
+        "precision": config.device.precision,
+        "n_device": config.device.n_device,
+        "version": __version__,
+    }
+
+
+def open_videos(config: EvaluateConfig, method: Classification) -> VideoTable:
+    """Open the list.
+
+    Raises:
+        InputError: it is absent or has bad lines, as labels that the head does not have.
+    """
+    subject, num_classes = config.subject, method.num_classes
+    try:
+        return open_split(
+            subject.data_dir, "val", list_path=subject.val_list, num_classes=num_classes
+        )
+    except MissingInput:
+        raise
+    except InputError as error:
+        raise InputError(f"{error}\n(the model tells {num_classes} classes apart)") from error
+
+
+def check_memory(config: EvaluateConfig, method: Classification, num_views: int) -> None:
+    """Refuse views that the loader's workers cannot hand over.
+
+    Raises:
+        InputError: shared memory is too small.
+    """
     vit = method.encoder.config
     need = needed_bytes(
-        clips_per_batch=math.prod(segments_crops),
+        clips_per_batch=num_views,
         bytes_per_clip=clip_bytes(vit.num_frames, vit.image_size),
-        num_workers=subject.n_worker,
+        num_workers=config.subject.n_worker,
         num_loaders=config.device.n_device,
     )
     if short := shortage(need):
         raise InputError(short)
-    videos = open_split(
-        subject.data_dir, "val", list_path=subject.val_list, num_classes=method.num_classes
-    )
-    fabric = launch(config.device)
-    fabric.setup_module(method)  # moves it and sets its precision, in place
-    result = score(
-        fabric,
-        method,
-        videos,
-        views=segments_crops,
-        segment_frames=test_sampler(config.clips, method.encoder.config.num_frames),
-        clips_per_forward=subject.batch_size,
-        num_workers=subject.n_worker,
-        merge=protocol.merge,
-    )
-    if fabric.is_global_zero:
-        results = summarize(result, views=protocol.views, merge=protocol.merge)
-        say(outcome(results))
-        if subject.json is not None:
-            write_atomic(subject.json, json.dumps(results, indent=2) + "\n")
-    return 0
-
-
-def load_classifier(folder: Path, *, dtype: torch.dtype = torch.float32) -> Classification:
-    """Load a finetuned model's folder.
-
-    Raises:
-        InputError: it is absent, damaged, or not a classifier.
-    """
-    found = find_weights(folder, None)
-    if found is None:
-        raise MissingInput(
-            f"--checkpoint {folder} holds no model: expected model.safetensors in it or its model/"
-        )
-    weights = read_weights(found)
-    if weights.sizes is None or "head.weight" not in weights.state:
-        raise InputError(f"{found} is not a finetuned classifier's folder")
-    try:
-        config = VitConfig(**weights.sizes)
-    except ValueError as error:
-        raise InputError(f"{found}: config.json does not describe a model: {error}") from error
-    method = Classification(config, len(weights.state["head.weight"]), dtype=dtype)
-    load_pretrained(method, weights)
-    return method
 
 
 def parse_views(views: str) -> tuple[int, int]:
@@ -129,6 +224,7 @@ def score(
     num_workers: int,
     merge: str,
     guard: VideoGuard | None = None,
+    meter: ProgressMeter | None = None,
     transform: ViewTransform | None = None,
 ) -> Evaluation:
     """Score a classifier on videos with a protocol of (segments, crops).
@@ -160,39 +256,26 @@ def score(
         result = evaluate(
             fabric,
             method,
-            watched,
+            watched if meter is None else metered(watched, meter, fabric.world_size),
             num_videos=len(videos),
             num_classes=method.num_classes,
             merge=merge,
             clips_per_forward=clips_per_forward,
             transform=transform,
+            path_of=videos.path,
         )
     if result.num_scored == 0:
         raise DataError(
-            f"none of the {result.num_videos} videos could be read: {result.failures[0].reason}. "
+            f"none of the {result.num_videos} videos could be scored: {result.failures[0].reason}. "
             "Check that the data folder is there and whole"
         )
     return result
 
 
-def summarize(result: Evaluation, *, views: str, merge: str) -> dict[str, object]:
-    """What results.json holds."""
-    return {
-        "top1_acc": result.top1_acc,
-        "top5_acc": result.top5_acc,
-        "num_videos": result.num_videos,
-        "num_scored": result.num_scored,
-        "views": views,
-        "merge": merge,
-        "failures": [{"path": bad.path, "reason": bad.reason} for bad in result.failures],
-    }
-
-
-def outcome(results: Mapping[str, object]) -> str:
-    """One line on a result, with the counts that belong beside an accuracy."""
-    unread = int(str(results["num_videos"])) - int(str(results["num_scored"]))
-    counted = f", {unread} of them unreadable and counted as wrong" if unread else ""
-    return (
-        f"top-1 {results['top1_acc']:.2f} %, top-5 {results['top5_acc']:.2f} % with "
-        f"{results['views']} views on {results['num_videos']} videos{counted}"
-    )
+def metered(
+    videos: Iterable[VideoViews], meter: ProgressMeter, world_size: int
+) -> Iterator[VideoViews]:
+    """Show how far this rank is; the others are as far."""
+    for done, video in enumerate(videos, 1):
+        yield video
+        meter.update(min(done * world_size, meter.total))

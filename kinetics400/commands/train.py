@@ -15,7 +15,8 @@ from kinetics400.commands.augmentation import (
     on_whole_frames,
 )
 from kinetics400.commands.clips import check_clips, finetuning_sampler, test_sampler
-from kinetics400.commands.evaluate import outcome, parse_views, score, summarize
+from kinetics400.commands.evaluate import parse_views, score
+from kinetics400.commands.evaluation_report import outcome, summarize
 from kinetics400.commands.guard import VideoGuard
 from kinetics400.commands.plan import (
     Problems,
@@ -270,7 +271,7 @@ def finetune(run: Run) -> None:
         result = scored(fabric, method, views=parse_views(protocol.views))
         if not fabric.is_global_zero:
             return
-        results = summarize(result, views=protocol.views, merge=protocol.merge)
+        results = summarize(result, views=protocol.views, merge=protocol.merge, clips=config.clips)
         save_pretrained(
             save_dir / "model",
             state=method.state_dict(),

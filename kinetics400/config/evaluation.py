@@ -22,17 +22,27 @@ class SubjectFlags:
     """What to evaluate."""
 
     checkpoint: Path
-    """Run directory or model folder of a finetuned model (Hugging Face layout)."""
+    """A finetuned model: run directory, model folder (Hugging Face layout), checkpoint folder of a
+    run (checkpoints/step-...), or official .pth. What its run's config.yaml says of the videos,
+    the frames and the protocol is the default of the flags below."""
     data_dir: Path = Path("data")
     """The preprocessed folder Kinetics-400, or the folder that contains it."""
     val_list: Path | None = None
     """Another list of validation videos; names without a leading / start from videos_val."""
+    label_names: Path | None = None
+    """File with one class name per line. Default: the names that the model has with it, else
+    Kinetics-400's when it has 400 classes."""
+    num_frames: int | None = None
+    """Frames of a clip, for a .pth, which does not say. Default there: 16."""
+    input_size: int | None = None
+    """Side of the square input in pixels, for a .pth, which does not say. Default there: 224."""
     batch_size: int = 32
     """Clips per device that go through the model at once."""
     n_worker: int = 8
     """Processes per device that decode videos; 0 decodes in this process."""
-    json: Path | None = None
-    """Where to write the result as JSON as well."""
+    output_dir: Path | None = None
+    """Where to leave results.json, predictions.csv, per_class.csv and confusion.csv. Default:
+    nothing is written."""
 
 
 @dataclass(frozen=True, kw_only=True)

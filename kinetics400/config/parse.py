@@ -73,6 +73,11 @@ def flatten(config: Any) -> dict[str, Any]:
     return flat
 
 
+def named_flags(argv: Sequence[str]) -> set[str]:
+    """Names of the flags that a command line gives."""
+    return {name for token in argv if (name := _flag_name(token)) is not None}
+
+
 def to_recipe(config: Any) -> str:
     """Write a config as YAML that `--recipe` reads back to an equal config."""
     plain = {

@@ -1,7 +1,7 @@
 """Scores of a whole split: every video once, whatever the number of ranks."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.distributed
@@ -15,30 +15,52 @@ from kinetics400.methods.base import Method
 
 ViewTransform = Callable[[Tensor, int], Tensor]  # (views (V, C, T, H, W), video index) -> views
 
+NOT_FINITE = "the model's output for it is not finite; try --precision 32-true"
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of a test.
+    """Result of a test, of all listed videos in the list's order.
 
     Attributes:
-        top1_acc: percent of all listed videos; one that cannot be read counts as wrong.
-        top5_acc: likewise.
-        num_videos: listed.
+        scores: (N, K) merged scores; NaN where a video was not scored.
+        labels: (N,) int64.
         num_views: per video.
-        failures: videos that could not be read.
-        scores: (N, K) merged scores; NaN where a video could not be read.
+        failures: videos that were not scored: they could not be read, or the model's output was
+            not finite.
     """
 
-    top1_acc: float
-    top5_acc: float
-    num_videos: int
+    scores: Tensor
+    labels: Tensor
     num_views: int
-    failures: list[Unreadable] = field(default_factory=list)
-    scores: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    failures: list[Unreadable]
+
+    @property
+    def num_videos(self) -> int:
+        """Listed."""
+        return len(self.labels)
 
     @property
     def num_scored(self) -> int:
         return self.num_videos - len(self.failures)
+
+    @property
+    def top1_acc(self) -> float:
+        """Percent of all listed videos; one that was not scored counts as wrong."""
+        return accuracy(self.correct(1))
+
+    @property
+    def top5_acc(self) -> float:
+        """The same with the label among the five best."""
+        return accuracy(self.correct(5))
+
+    def is_scored(self) -> Tensor:
+        """Which videos have scores: (N,) bool."""
+        return ~self.scores.isnan().any(dim=1)
+
+    def correct(self, k: int) -> Tensor:
+        """Which videos have their label among the k best: (N,) bool; none without scores."""
+        return topk_correct(self.scores.nan_to_num(), self.labels, k) & self.is_scored()
 
 
 @torch.inference_mode()
@@ -52,8 +74,9 @@ def evaluate(
     merge: str = "prob",
     clips_per_forward: int = 32,
     transform: ViewTransform | None = None,
+    path_of: Callable[[int], str] = "video {}".format,
 ) -> Evaluation:
-    """Score each video by its merged views.
+    """Score each video by its merged views. A video is known by its place in the list alone.
 
     Args:
         fabric: device, precision and ranks.
@@ -64,6 +87,7 @@ def evaluate(
         merge: "prob" averages softmaxes, "logit" logits.
         clips_per_forward: how many views go through the model at once.
         transform: changes the views first (for ablations).
+        path_of: what failures call a video.
 
     Raises:
         RuntimeError: the ranks together did not see every video exactly once (a bug).
@@ -81,12 +105,15 @@ def evaluate(
             parts = logits.split([len(part) for part in views])
             num_views = len(views[0])
             for video, part in zip(readable, parts, strict=True):
-                rows.append((video.index, video.label, merge_views(part, merge)))
+                scores = merge_views(part, merge)
+                if not scores.isfinite().all():
+                    failures.append(Unreadable(path_of(video.index), NOT_FINITE))
+                    scores = _no_scores(num_classes)
+                rows.append((video.index, video.label, scores))
         for video in group:
             if video.failure is not None:
                 failures.append(video.failure)
-                nothing = torch.full((num_classes,), float("nan"), dtype=torch.float64)
-                rows.append((video.index, video.label, nothing))
+                rows.append((video.index, video.label, _no_scores(num_classes)))
     method.train(was_training)
     return _gathered(fabric, rows, failures, num_videos, num_views)
 
@@ -103,6 +130,10 @@ def _grouped(videos: Iterable[VideoViews], num_clips: int) -> Iterator[list[Vide
             group, count = [], 0
     if group:
         yield group
+
+
+def _no_scores(num_classes: int) -> Tensor:
+    return torch.full((num_classes,), float("nan"), dtype=torch.float64)
 
 
 def _prepared(video: VideoViews, transform: ViewTransform | None) -> Tensor:
@@ -136,15 +167,9 @@ def _gathered(
     rows.sort(key=lambda row: row[0])
     if [row[0] for row in rows] != list(range(num_videos)):
         raise RuntimeError(f"{len(rows)} rows for {num_videos} videos: not each exactly once")
-    labels = torch.tensor([row[1] for row in rows])
-    scores = torch.stack([row[2] for row in rows])
-    read = ~scores.isnan().any(dim=1)
-    filled = scores.nan_to_num()
     return Evaluation(
-        top1_acc=accuracy(topk_correct(filled, labels, 1) & read),
-        top5_acc=accuracy(topk_correct(filled, labels, 5) & read),
-        num_videos=num_videos,
+        scores=torch.stack([row[2] for row in rows]),
+        labels=torch.tensor([row[1] for row in rows]),
         num_views=num_views,
         failures=sorted(failures, key=lambda failure: failure.path),
-        scores=scores,
     )

@@ -132,9 +132,9 @@ def test_results(
     assert results["top1_acc"] % 12.5 == 0
     flags = ["--checkpoint", str(finetuned), "--data_dir", str(library), "--sampling_rate", "2"]
     flags += ["--views", "2x3", "--accelerator", "cpu", "--n_worker", "1"]
-    assert run_command("evaluate", [*flags, "--json", str(tmp_path / "again.json")]) == 0
-    again = json.loads((tmp_path / "again.json").read_text())
-    assert again == results
+    assert run_command("evaluate", [*flags, "--output_dir", str(tmp_path / "again")]) == 0
+    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert {name: again[name] for name in results} == results
     told = capsys.readouterr()
     assert f"top-1 {results['top1_acc']:.2f} %" in told.out + told.err
 
@@ -593,8 +593,8 @@ def test_no_readable_validation_video_is_no_result(
     for video in (broken / "videos_val").iterdir():
         video.write_bytes(b"")
     flags = ["--checkpoint", str(finetuned), "--data_dir", str(broken), "--n_worker", "0"]
-    assert run_command("evaluate", [*flags, "--json", str(tmp_path / "out.json")]) == 3
-    assert not (tmp_path / "out.json").exists()
+    assert run_command("evaluate", [*flags, "--output_dir", str(tmp_path / "out")]) == 3
+    assert not (tmp_path / "out").exists()
     save_dir = shutil.copytree(finetuned, tmp_path / "run")
     (save_dir / "results.json").unlink()
     run("train", broken, save_dir, *own_flags(pretrained), code=3)

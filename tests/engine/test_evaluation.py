@@ -1,7 +1,9 @@
 """Scores of a split against numpy, for any number of videos, ranks and views per forward."""
 
+import multiprocessing
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,14 +12,18 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from kinetics400.data.dataset import Unreadable, VideoViews
+from kinetics400.data.loader import view_loader
 from kinetics400.engine.evaluation import Evaluation, evaluate
 from kinetics400.methods.base import Method
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 CLASSES = 7
 VIEWS = 3
+NUM_VIDEOS = range(1, 18)
+MERGES = ("prob", "logit")
 
 
 class Linear(Method):
@@ -72,38 +78,66 @@ def expected(method: Linear, videos: list[VideoViews], merge: str) -> tuple[np.n
     return scores, 100 * correct / len(videos)
 
 
-class NotTheLast(Exception):
-    """A rank has left its share; the others have not come yet."""
+class Videos(Dataset[VideoViews]):
+    """Made videos for the loader that splits a list among the ranks."""
+
+    def __init__(self, videos: list[VideoViews]) -> None:
+        self.videos = videos
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> VideoViews:
+        return self.videos[index]
 
 
-def over_ranks(
-    method: Method, videos: list[VideoViews], world_size: int, monkeypatch: pytest.MonkeyPatch
-) -> Evaluation:
-    """Let ranks evaluate one after the other; the last to come gathers what all have left."""
-    shares: dict[int, Any] = {}
+def unreadable_of(num_videos: int) -> list[int]:
+    """Every fifth video, from the second on: alone on a rank, and beside others."""
+    return list(range(1, num_videos, 5))
 
-    def run(rank: int) -> Evaluation:
-        def gather(found: list[Any], own: Any) -> None:
-            shares[rank] = own
-            if len(shares) < world_size:
-                raise NotTheLast
-            found[:] = [shares[r] for r in range(world_size)]
 
-        monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-        fabric: Any = SimpleNamespace(
-            world_size=world_size,
-            global_rank=rank,
-            is_global_zero=rank == 0,
-            device=torch.device("cpu"),
-            to_device=lambda x: x,
-            autocast=nullcontext,
-        )
-        return score(method, videos[rank::world_size], len(videos), fabric=fabric)
+def evaluate_as_rank(rank: int, world_size: int, folder: Path) -> None:
+    """One of several processes: all sizes of a split, with both merges, over one connection."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world_size
+    )
+    fabric = SimpleNamespace(
+        world_size=world_size, to_device=lambda clips: clips, autocast=nullcontext
+    )
+    found = {}
+    for num_videos in NUM_VIDEOS:
+        videos: Any = Videos(make_videos(num_videos, unreadable_of(num_videos)))
+        share = view_loader(videos, rank=rank, world_size=world_size, num_workers=0)
+        for merge in MERGES:
+            method = Linear()
+            found[num_videos, merge] = (
+                score(method, share, num_videos, fabric=fabric, merge=merge),
+                sum(method.seen),
+            )
+    torch.save(found, folder / f"rank-{rank}")
+    torch.distributed.destroy_process_group()
 
-    for rank in range(1, world_size):
-        with pytest.raises(NotTheLast):
-            run(rank)
-    return run(0)
+
+@pytest.fixture(scope="module", params=[1, 2, 3, 4])
+def found_by_ranks(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[tuple[int, str], tuple[Evaluation, int]]]:
+    """What each of 1 to 4 processes found, talking through gloo. Forked, as importing is slow."""
+    folder = tmp_path_factory.mktemp("ranks")
+    context = multiprocessing.get_context("fork")
+    ranks = [
+        context.Process(target=evaluate_as_rank, args=(rank, request.param, folder), daemon=True)
+        for rank in range(request.param)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=60)
+        process.kill()
+    assert [process.exitcode for process in ranks] == [0] * request.param
+    return [
+        torch.load(folder / f"rank-{rank}", weights_only=False) for rank in range(request.param)
+    ]
 
 
 def score(
@@ -118,21 +152,33 @@ def score(
     return evaluate(fabric, method, videos, num_videos=num_videos, num_classes=CLASSES, **options)
 
 
-@pytest.mark.parametrize("num_videos", range(1, 10))
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("num_videos", NUM_VIDEOS)
 def test_eval_counts_each_video_once(
-    num_videos: int, world_size: int, monkeypatch: pytest.MonkeyPatch
+    num_videos: int,
+    merge: str,
+    found_by_ranks: list[dict[tuple[int, str], tuple[Evaluation, int]]],
 ) -> None:
-    method, videos = Linear(), make_videos(num_videos)
-    result = over_ranks(method, videos, world_size, monkeypatch)
-    scores, top1 = expected(method, videos, "prob")
-    np.testing.assert_allclose(result.scores.numpy(), scores, rtol=1e-5)
-    assert result.top1_acc == pytest.approx(top1)
-    assert (result.num_videos, result.num_scored, result.num_views) == (num_videos, num_videos, 3)
-    assert sum(method.seen) == VIEWS * num_videos
+    """Whatever the number of videos and processes; one that cannot be read is wrong and listed."""
+    bad = unreadable_of(num_videos)
+    videos = make_videos(num_videos, bad)
+    scores, top1 = expected(Linear(), videos, merge)
+    for found in found_by_ranks:  # every rank knows the whole result
+        result, _ = found[num_videos, merge]
+        np.testing.assert_allclose(result.scores.numpy(), scores, rtol=1e-4, atol=1e-6)
+        assert result.labels.tolist() == [video.label for video in videos]
+        assert result.top1_acc == pytest.approx(top1)
+        assert result.failures == sorted(
+            (Unreadable(f"{i}.mp4", "damaged") for i in bad), key=lambda one: one.path
+        )
+        assert (result.num_videos, result.num_scored) == (num_videos, num_videos - len(bad))
+        assert result.num_views == VIEWS
+    seen = [found[num_videos, merge][1] for found in found_by_ranks]
+    assert sum(seen) == VIEWS * (num_videos - len(bad))
+    assert max(seen) <= VIEWS * -(-num_videos // len(found_by_ranks))  # the work is shared
 
 
-@pytest.mark.parametrize("merge", ["prob", "logit"])
+@pytest.mark.parametrize("merge", MERGES)
 def test_merging_views(merge: str) -> None:
     """Averaging softmaxes and averaging logits are different things, and both are as said."""
     method, videos = Linear(), make_videos(40)
@@ -155,22 +201,52 @@ def test_top5_counts_the_five_best() -> None:
     assert result.top1_acc < result.top5_acc < 100
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_an_unreadable_video_is_wrong_and_listed(
-    world_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Even one whose label is the class that a row of zeros would be given."""
+def test_an_unreadable_video_is_wrong_even_of_the_class_that_zeros_would_be_given() -> None:
     method = Linear()
     videos = [
         VideoViews(v.index, 0, v.views, v.failure) for v in make_videos(9, unreadable=[2, 5, 8])
     ]
-    result = over_ranks(method, videos, world_size, monkeypatch)
+    result = score(method, videos, 9)
     scores, top1 = expected(method, videos, "prob")
     np.testing.assert_allclose(result.scores.numpy(), scores, rtol=1e-5)
     assert result.top1_acc == pytest.approx(top1)
     assert result.top5_acc <= 100 * 6 / 9
     assert result.failures == [Unreadable(f"{i}.mp4", "damaged") for i in (2, 5, 8)]
     assert (result.num_videos, result.num_scored) == (9, 6)
+    assert result.is_scored().tolist() == [i not in (2, 5, 8) for i in range(9)]
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_output_that_is_not_finite_is_no_score(value: float, merge: str) -> None:
+    """Of one view of one video: as 16 bits overflow. The video is wrong, and listed by name."""
+    method, videos = Linear(), make_videos(5)
+    original = method.predict
+
+    def overflow(clips: Tensor) -> Tensor:
+        logits = original(clips)
+        logits[4, 2] = value  # the second view of the second video
+        return logits
+
+    method.predict = overflow  # type: ignore[method-assign]
+    result = score(method, videos, 5, merge=merge, path_of=lambda index: f"<{index}>")
+    assert [failure.path for failure in result.failures] == ["<1>"]
+    assert "not finite" in result.failures[0].reason
+    assert result.is_scored().tolist() == [True, False, True, True, True]
+    right = expected(method, videos, merge)[0].argmax(axis=1) == [v.label for v in videos]
+    assert result.correct(1).tolist() == [bool(x) and i != 1 for i, x in enumerate(right)]
+
+
+def test_two_files_of_one_name_are_two_videos() -> None:
+    """The published code keys its results by name, and drops the second (kinetics.py:119)."""
+    one, other = make_videos(2, unreadable=[0, 1])
+    videos = [
+        VideoViews(0, one.label, None, Unreadable("a/same.mp4", "damaged")),
+        VideoViews(1, other.label, make_videos(2)[1].views),
+        VideoViews(2, other.label, None, Unreadable("b/same.mp4", "damaged")),
+    ]
+    result = score(Linear(), videos, 3)
+    assert (result.num_videos, result.num_scored, len(result.failures)) == (3, 1, 2)
 
 
 def test_nothing_can_be_read() -> None:
