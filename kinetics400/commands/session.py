@@ -230,6 +230,7 @@ def _train(
         guard.watching(loader, dataset, "train") as batches,
     ):
         describe(log, run, start_step)
+        bad_videos = BadVideos(fabric, run, log)
         fit(
             fabric,
             method,
@@ -243,7 +244,8 @@ def _train(
             is_evaluated=evaluated,
             save=save,
             evaluate=None if evaluate is None else scored,
-            bad_videos=BadVideos(fabric, run, log),
+            record=bad_videos.record,
+            check=bad_videos.check,
             average=average,
             decide=interruption.decide,
         )
@@ -255,7 +257,8 @@ def _plan(config: RunConfig, schedule: Schedule) -> Plan:
     return Plan(
         total_steps=schedule.total_steps,
         steps_per_epoch=schedule.steps_per_epoch,
-        clips_per_step=clips_per_step(config, schedule),
+        global_batch_size=schedule.global_batch_size,
+        num_sample=config.data.num_sample,
         lr=schedule.lr,
         accumulate=config.optimization.accumulate,
         clip_grad=config.optimization.clip_grad,

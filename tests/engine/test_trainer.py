@@ -4,7 +4,8 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def make_optimizer(method: Method, kind: str) -> torch.optim.Optimizer:
     groups = method.param_groups(0.05, 0.75)
     if kind == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=kind == "fused")
 
 
 def lr_of(step: int) -> float:
@@ -111,7 +112,7 @@ def run(
     settings = {
         "total_steps": 4,
         "steps_per_epoch": 4,
-        "clips_per_step": 6,
+        "global_batch_size": 6,
         "lr": lr_of,
         "log_every": 1,
         **(plan or {}),
@@ -257,34 +258,91 @@ def test_gradients_are_clipped_to_the_norm_once_per_step(
 
 
 class Breaks(Line):
-    """Its loss is not a number from the n-th call on."""
+    """Its loss is multiplied by a value at some steps, numbered from 0."""
 
-    def __init__(self, n: int, value: float) -> None:
+    def __init__(self, steps: Collection[int], value: float) -> None:
         super().__init__()
-        self.left, self.value = n, value
+        self.steps, self.value, self.step = steps, value, -1
 
     def forward(self, batch: Batch, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
         values = super().forward(batch, drawn)
-        self.left -= 1
-        return values if self.left > 0 else {**values, "loss": values["loss"] * self.value}
+        self.step += 1
+        bad = self.step in self.steps
+        return {**values, "loss": values["loss"] * self.value} if bad else values
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(value: float) -> None:
-    method = Breaks(3, value)
-    with pytest.raises(Failure, match=rf"loss is {value} at step 3\."):
-        run(method, make_optimizer(method, "sgd"), batches(4, [6]))
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "fused"])
+def test_a_step_that_is_not_finite_changes_nothing(value: float, kind: str, tmp_path: Path) -> None:
+    """As if its samples had not been there, but for the schedule; the log's means leave it out."""
+    method = Breaks({1}, value)
+    optimizer = make_optimizer(method, kind)
+    run(method, optimizer, batches(4, [6]), plan={"log_every": 4}, save_dir=tmp_path)
+
+    plain, losses = Line(), []
+    twin = make_optimizer(plain, kind)
+    for step in (0, 2, 3):
+        for group in twin.param_groups:
+            group["lr"] = lr_of(step) * group["lr_scale"]
+        loss = plain(augment(make_batch(6 * step, 6)), {})["loss"]
+        twin.zero_grad()
+        loss.backward()
+        twin.step()
+        losses.append(loss.item())
+    for mine, theirs in zip(method.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    (row,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert row["loss"] == pytest.approx(sum(losses) / 3, rel=1e-6)
+    assert row["skipped_share"] == 0.25
 
 
-def test_a_broken_model_is_never_saved_nor_evaluated() -> None:
-    """Even when no line of the log was due: the message promises to continue from a sound one."""
-    method, saved, evaluated = Breaks(3, math.nan), [], []
-    with pytest.raises(Failure, match="loss is nan"):
+def test_each_skipped_step_is_named_with_its_slots(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = Breaks({1, 4}, math.nan)
+    plan = {"total_steps": 6, "steps_per_epoch": 3, "log_every": 100}
+    run(method, make_optimizer(method, "sgd"), batches(6, [6]), plan=plan, save_dir=tmp_path)
+    told = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert ["step 2 (epoch 0, slots 6 to 11)" in line for line in told] == [True, False]
+    assert "step 5 (epoch 1, slots 6 to 11)" in told[1]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_three_in_a_row_stop_the_run_at_the_next_line_of_the_log(value: float) -> None:
+    method = Breaks({1, 3, 4, 5}, value)
+    with pytest.raises(Failure, match=r"3 steps in a row.* step 6 \(epoch 0, slots 30 to 35\)"):
+        run(
+            method,
+            make_optimizer(method, "sgd"),
+            batches(10, [6]),
+            plan={"total_steps": 10, "steps_per_epoch": 10, "log_every": 4},
+        )
+    assert method.step == 7
+
+
+def test_ten_of_a_thousand_stop_the_run() -> None:
+    plan = {"total_steps": 1100, "steps_per_epoch": 1100, "log_every": 100, "lr": lambda step: 0.0}
+    few = Breaks({*range(0, 18, 2), 1000}, math.nan)  # the first of these ten is forgotten by then
+    run(few, make_optimizer(few, "sgd"), repeat((make_batch(0, 2), [])), plan=plan)
+    many = Breaks({*range(0, 18, 2), 999}, math.nan)
+    with pytest.raises(Failure, match=r"10 of 1,000 steps.* step 1000"):
+        run(many, make_optimizer(many, "sgd"), repeat((make_batch(0, 2), [])), plan=plan)
+
+
+def test_weights_that_an_update_has_spoilt_are_never_saved_nor_evaluated() -> None:
+    """The loss before that update was fine, and no line of the log is due."""
+    method, saved, evaluated = make_method("line"), [], []
+    with pytest.raises(Failure, match="weights are not finite after step 4"):
         run(
             method,
             make_optimizer(method, "sgd"),
             batches(8, [6]),
-            plan={"total_steps": 8, "steps_per_epoch": 2, "log_every": 100},
+            plan={
+                "total_steps": 8,
+                "steps_per_epoch": 2,
+                "log_every": 100,
+                "lr": lambda step: 1e38 if step == 3 else 0.01,
+            },
             save=lambda step, means: saved.append(step),
             evaluate=lambda step: evaluated.append(step) or {},
         )
@@ -415,23 +473,12 @@ def test_rows_go_on_where_a_checkpoint_within_them_left_off(tmp_path: Path, stop
         save=lambda step, means: kept.update(means),
         decide=lambda: Decision(stop=signal.SIGTERM if next(done) == stop_at else 0),
     )
-    assert kept.keys() == {"loss", "mean_error"} and kept["loss"][1] == stop_at
+    assert (
+        kept.keys() == {"loss", "mean_error", "grad_norm", "skipped_share"}
+        and kept["loss"][1] == stop_at
+    )
     assert rows(tmp_path / "parts", stop_at, start_means=kept) == whole
     assert len(whole) == 1
-
-
-def test_a_broken_model_is_not_saved_by_the_clock_either() -> None:
-    method, saved = Breaks(3, math.nan), []
-    with pytest.raises(Failure, match="loss is nan"):
-        run(
-            method,
-            make_optimizer(method, "sgd"),
-            batches(8, [6]),
-            plan={"total_steps": 8, "steps_per_epoch": 8, "log_every": 100},
-            save=lambda step, means: saved.append(step),
-            decide=lambda: Decision(save=True),
-        )
-    assert saved == [1, 2]
 
 
 def test_training_mode_is_on_while_training() -> None:
@@ -446,13 +493,6 @@ def test_training_mode_is_on_while_training() -> None:
 def test_bad_videos_are_recorded_at_once_and_checked_before_each_line_of_the_log() -> None:
     method, heard = make_method("line"), []
 
-    class Count:
-        def record(self, step: int, failures: list[str]) -> None:
-            heard.append((step, *failures))
-
-        def check(self, step: int) -> None:
-            heard.append((step, "check"))
-
     data = (
         (batch, [f"video {n}"] if n in (0, 5) else [])
         for n, (batch, _) in enumerate(batches(4, [3, 3]))
@@ -463,7 +503,8 @@ def test_bad_videos_are_recorded_at_once_and_checked_before_each_line_of_the_log
         data,
         plan={"accumulate": 2, "log_every": 2},
         save=lambda step, means: heard.append((step, "save")),
-        bad_videos=Count(),
+        record=lambda step, failures: heard.append((step, *failures)),
+        check=lambda step: heard.append((step, "check")),
     )
     # `save` gets the number of steps done.
     assert heard == [
@@ -536,7 +577,7 @@ def test_clipping_lets_the_scaler_skip_a_step_that_overflows(tmp_path: Path) -> 
     method = Overflows()
     optimizer = make_optimizer(method, "sgd")
     fabric = Fabric(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu")])
-    settings = {"total_steps": 2, "steps_per_epoch": 2, "clips_per_step": 6, "log_every": 1}
+    settings = {"total_steps": 2, "steps_per_epoch": 2, "global_batch_size": 6, "log_every": 1}
     with RunLog(tmp_path, total_steps=2) as log:
         plan = Plan(**settings, lr=lr_of, clip_grad=1.0)
         fit(fabric, method, optimizer, batches(2, [6]), augment=augment, plan=plan, log=log)
