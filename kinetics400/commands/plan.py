@@ -35,7 +35,7 @@ MAY_CHANGE = {
     *("n_device", "accelerator", "strategy", "n_worker", "max_bad_share", "decode_timeout"),
     *("data_dir", "train_list", "val_list", "pretrained_dir", "label_names"),
     *("views", "merge", "eval_frequency", "save_dir", "save_frequency", "save_minutes"),
-    *("log_every",),
+    *("log_every", "rank_timeout"),
     *("resume", "recipe", "dry_run"),
 }
 
@@ -110,10 +110,13 @@ def check_shared(config: RunConfig, problems: Problems) -> None:
             value is None or (least <= value < 2**63 and math.isfinite(value)),
             f"--{name} {value} must be at least {least}, and finite",
         )
-    problems.require(
-        0 < data.decode_timeout < math.inf,
-        f"--decode_timeout {data.decode_timeout} must be a positive number of seconds",
-    )
+    for name, seconds in (
+        ("decode_timeout", data.decode_timeout),
+        ("rank_timeout", device.rank_timeout),
+    ):
+        problems.require(
+            0 < seconds < math.inf, f"--{name} {seconds} must be a positive number of seconds"
+        )
     clip_grad = optimization.clip_grad
     problems.require(
         clip_grad is None or 0 < clip_grad < math.inf, f"--clip_grad {clip_grad} must be positive"

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from kinetics400.data import keys
 from kinetics400.data.dataset import ClipDataset
 from kinetics400.data.loader import Layout, on_device, train_loader
 from kinetics400.data.manifest import count_originals
+from kinetics400.data.orphans import die_with_parent
 from kinetics400.data.storage import write_atomic
 from kinetics400.engine.agreement import Agreement
 from kinetics400.engine.average import WeightAverage
@@ -39,12 +41,15 @@ from kinetics400.engine.checkpoint import (
     remove_unfinished,
     set_aside_later,
 )
+from kinetics400.engine.drift import DriftCheck, checksum
 from kinetics400.engine.interruption import Interruption
 from kinetics400.engine.lock import locked
 from kinetics400.engine.log import RunLog, is_evaluated
 from kinetics400.engine.optim import build_optimizer, count_parameters
+from kinetics400.engine.ranks import fail_fast
+from kinetics400.engine.restarts import require_progress
 from kinetics400.engine.trainer import Plan, fit
-from kinetics400.errors import InputError, Stopped
+from kinetics400.errors import Failure, InputError
 from kinetics400.methods.base import Method
 
 
@@ -88,17 +93,32 @@ def open_run(run: Run) -> Checkpoint | None:
 
 
 def launch(device: DeviceFlags) -> Fabric:
-    """Start the processes and pick the devices."""
+    """Start the processes and pick the devices.
+
+    Raises:
+        InputError: a launcher has started another number of processes than `--n_device` says.
+    """
+    started = int(os.environ.get("LOCAL_WORLD_SIZE") or device.n_device)  # torchrun sets it
+    if started != device.n_device:
+        raise InputError(
+            f"the launcher has started {started} processes, --n_device says {device.n_device}: "
+            "give both the same number, or leave torchrun out (it is not needed on one machine)"
+        )
     strategy: DDPStrategy | str = "auto"
     if device.n_device > 1:
-        strategy = DDPStrategy(gradient_as_bucket_view=True)
+        strategy = DDPStrategy(
+            gradient_as_bucket_view=True, timeout=timedelta(seconds=device.rank_timeout)
+        )
     fabric = Fabric(
         accelerator=accelerator(device),
         devices=device.n_device,
         strategy=strategy,
         precision=device.precision,
     )
+    if "LOCAL_RANK" in os.environ and "LOCAL_WORLD_SIZE" not in os.environ:
+        die_with_parent(os.getppid())  # started by rank 0, not by torchrun
     fabric.launch()
+    fail_fast(fabric)
     return fabric
 
 
@@ -130,7 +150,9 @@ def train(
 
     Raises:
         DataError: too many videos cannot be read.
-        InputError: another process writes to the same folder.
+        Failure: the loss is not finite too often, ranks have drifted apart, or restarts come no
+            further.
+        InputError: another process writes to the same folder, or ranks were started differently.
         StorageError: checkpoints cannot be written.
         Stopped: a signal has come, or a video has hung or crashed its decoder.
     """
@@ -144,7 +166,7 @@ def train(
         fabric.barrier()
         try:
             _train(fabric, run, dataset, guard, augment, checkpoint, evaluate)
-        except Stopped:
+        except Failure:  # on all ranks alike
             if fabric.is_global_zero:
                 raise
             # Rank 0 speaks for all. An error here would have the launcher kill it first.
@@ -158,6 +180,7 @@ def train(
 
 def _prepare_folder(run: Run, checkpoint: Checkpoint | None) -> None:
     save_dir = run.config.saving.save_dir
+    require_progress(save_dir, 0 if checkpoint is None else checkpoint.step, os.environ)
     remove_unfinished(save_dir / "checkpoints")
     if checkpoint is not None:
         set_aside_later(save_dir / "checkpoints", checkpoint.step)
@@ -193,11 +216,14 @@ def _train(
         means = load_checkpoint(
             fabric, checkpoint, method=method, optimizer=optimizer, average=average
         )
-    agreement = Agreement(fabric)
+    agreement = Agreement(fabric, timeout=config.device.rank_timeout)
+    _require_agreement(agreement, run, start_step)
+    drift = DriftCheck(agreement, method)
     interruption = Interruption(agreement, save_minutes=config.saving.save_minutes)
     saver = Saver(fabric, run, optimizer, average, agreement)
 
     def save(step: int, means: Mapping[str, torch.Tensor]) -> None:
+        drift.now(step)
         saver(step, means)
         interruption.saved()
 
@@ -231,6 +257,11 @@ def _train(
     ):
         describe(log, run, start_step)
         bad_videos = BadVideos(fabric, run, log)
+
+        def check(step: int) -> None:
+            bad_videos.check(step)
+            drift.now_and_then(step + 1)
+
         fit(
             fabric,
             method,
@@ -245,12 +276,34 @@ def _train(
             save=save,
             evaluate=None if evaluate is None else scored,
             record=bad_videos.record,
-            check=bad_videos.check,
+            check=check,
             average=average,
             decide=interruption.decide,
         )
     if average is not None:
         average.apply()
+
+
+def _require_agreement(agreement: Agreement, run: Run, start_step: int) -> None:
+    """Make sure that all ranks are about to do the same.
+
+    Raises:
+        InputError: they are not; what differs is named.
+    """
+    flags = run.config.optimization
+    facts = {
+        **run.agreed(),
+        "batch_size": flags.batch_size,
+        "accumulate": flags.accumulate,
+        "the checkpoint's step": start_step,
+        "the weights": checksum(run.method),
+        "the versions": (__version__, torch.__version__),
+    }
+    if unlike := agreement.disagreements(facts):
+        raise InputError(
+            f"the processes were started differently from rank 0: {'; '.join(unlike)}. Start all "
+            "with the same command, data and weights"
+        )
 
 
 def _plan(config: RunConfig, schedule: Schedule) -> Plan:

@@ -135,6 +135,9 @@ class DeviceFlags:
     """Type in which clips reach the model. Default: the precision's own."""
     strategy: Literal["auto", "ddp"] = "auto"
     """How several devices train together; auto is ddp where there are several."""
+    rank_timeout: float = 600.0
+    """Seconds after which a process that does not answer the others counts as lost, and the run
+    ends."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 
@@ -121,59 +122,75 @@ def fit(
     if start_step and not is_evaluated:
         evaluate_if_due(start_step)
         meter.restart_clock()
-    for step in range(start_step, plan.total_steps):
-        lr = plan.lr(step)
-        set_lr(wrapped, lr)
-        for micro in range(plan.accumulate):
-            waiting = time.perf_counter()
-            batch, failures = next(data)
-            meter.data_time += time.perf_counter() - waiting
-            if failures and record is not None:
-                record(step, failures)
-            batch = augment(batch)
-            # All ranks' gradients meet once per step, at its last micro-batch.
-            with fabric.no_backward_sync(model, enabled=micro < plan.accumulate - 1):
-                values = model(batch, method.draw(batch.keys))
-                fabric.backward(values["loss"] / plan.accumulate)
-            meter.add(values)
-        if plan.clip_grad is not None:
-            clipped = fabric.clip_gradients(
-                model, wrapped, max_norm=plan.clip_grad, error_if_nonfinite=False
-            )
-            assert clipped is not None
-            norm = clipped
-        else:
-            norm = gradient_norm(method)
-        meter.add({"grad_norm": norm})
-        is_counted = updates.apply(step, wrapped.step, meter.step_sum("loss"), norm)
-        wrapped.zero_grad(set_to_none=True)
-        meter.end_step(is_counted)
+    with _Where(plan) as where:
+        for step in range(start_step, plan.total_steps):
+            where.step = step
+            lr = plan.lr(step)
+            set_lr(wrapped, lr)
+            for micro in range(plan.accumulate):
+                waiting = time.perf_counter()
+                batch, failures = next(data)
+                meter.data_time += time.perf_counter() - waiting
+                if failures and record is not None:
+                    record(step, failures)
+                batch = augment(batch)
+                # All ranks' gradients meet once per step, at its last micro-batch.
+                with fabric.no_backward_sync(model, enabled=micro < plan.accumulate - 1):
+                    values = model(batch, method.draw(batch.keys))
+                    fabric.backward(values["loss"] / plan.accumulate)
+                meter.add(values)
+            if plan.clip_grad is not None:
+                clipped = fabric.clip_gradients(
+                    model, wrapped, max_norm=plan.clip_grad, error_if_nonfinite=False
+                )
+                assert clipped is not None
+                norm = clipped
+            else:
+                norm = gradient_norm(method)
+            meter.add({"grad_norm": norm})
+            is_counted = updates.apply(step, wrapped.step, meter.step_sum("loss"), norm)
+            wrapped.zero_grad(set_to_none=True)
+            meter.end_step(is_counted)
 
-        done = step + 1
-        method.after_step(done / plan.total_steps)
-        if average is not None:
-            average.update()
-        epoch, step_in_epoch = divmod(done, plan.steps_per_epoch)
-        last = done == plan.total_steps
-        if done % plan.log_every == 0 or step_in_epoch == 0:
-            if check is not None:
-                check(step)
-            updates.read(log.say)
-            log.metrics(done, {"epoch": done / plan.steps_per_epoch, "lr": lr, **meter.read()})
-        decision = decide()
-        at_epoch = step_in_epoch == 0 and (epoch % plan.save_every == 0 or last)
-        # Before the evaluation: that may be repeated.
-        if save is not None and (at_epoch or decision.save or decision.stop):
-            updates.read(log.say)
-            require_finite_weights(method, done)
-            save(done, meter.sums())
-            meter.restart_clock()
-        if decision.stop:
-            name = signal.Signals(decision.stop).name
-            raise Stopped(f"stopped by {name} after step {done}. Repeating the command continues.")
-        if step_in_epoch == 0:
-            evaluate_if_due(done)
-            meter.restart_clock()
+            done = step + 1
+            method.after_step(done / plan.total_steps)
+            if average is not None:
+                average.update()
+            epoch, step_in_epoch = divmod(done, plan.steps_per_epoch)
+            last = done == plan.total_steps
+            if done % plan.log_every == 0 or step_in_epoch == 0:
+                if check is not None:
+                    check(step)
+                updates.read(log.say)
+                log.metrics(done, {"epoch": done / plan.steps_per_epoch, "lr": lr, **meter.read()})
+            decision = decide()
+            at_epoch = step_in_epoch == 0 and (epoch % plan.save_every == 0 or last)
+            # Before the evaluation: that may be repeated.
+            if save is not None and (at_epoch or decision.save or decision.stop):
+                updates.read(log.say)
+                require_finite_weights(method, done)
+                save(done, meter.sums())
+                meter.restart_clock()
+            if decision.stop:
+                name = signal.Signals(decision.stop).name
+                raise Stopped(
+                    f"stopped by {name} after step {done}. Repeating the command continues."
+                )
+            if step_in_epoch == 0:
+                evaluate_if_due(done)
+                meter.restart_clock()
+
+
+class _Where(AbstractContextManager):
+    """Adds to an error that ends the loop in which step that was."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.step = 0
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            error.add_note(f"in step {self.step + 1} ({self._plan.slots(self.step)})")
 
 
 def _warm_up(
