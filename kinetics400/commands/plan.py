@@ -35,7 +35,7 @@ MAY_CHANGE = {
     *("n_device", "accelerator", "strategy", "n_worker", "max_bad_share", "decode_timeout"),
     *("data_dir", "train_list", "val_list", "pretrained_dir", "label_names"),
     *("views", "merge", "eval_frequency", "save_dir", "save_frequency", "save_minutes"),
-    *("log_every", "rank_timeout"),
+    *("keep_every", "log_every", "rank_timeout"),
     *("resume", "recipe", "dry_run"),
 }
 
@@ -103,6 +103,7 @@ def check_shared(config: RunConfig, problems: Problems) -> None:
         "weight_decay": (optimization.weight_decay, 0),
         "max_bad_share": (data.max_bad_share, 0),
         "save_minutes": (config.saving.save_minutes, 0),
+        "keep_every": (config.saving.keep_every, 1),
         "seed": (config.run.seed, 0),
     }
     for name, (value, least) in counts.items():

@@ -11,13 +11,14 @@ from kinetics400.commands.plan import Run
 from kinetics400.engine.agreement import Agreement
 from kinetics400.engine.average import WeightAverage
 from kinetics400.engine.checkpoint import save_checkpoint
+from kinetics400.engine.retention import checkpoint_bytes, note_score, require_space
 from kinetics400.errors import StorageError
 
 MOST_FAILURES = 3  # in a row
 
 
 class Saver:
-    """Writes a run's checkpoints. All ranks call it together.
+    """Writes a run's checkpoints, and says which stay. All ranks call it together.
 
     A checkpoint that cannot be written leaves the older ones and the run alive; the next one is
     tried as usual.
@@ -44,6 +45,31 @@ class Saver:
         self._average = average
         self._agreement = agreement
         self._failures = 0
+        self._root = run.config.saving.save_dir / "checkpoints"
+        self._keep_every = (run.config.saving.keep_every or 0) * run.schedule.steps_per_epoch
+
+    def require_space(self) -> None:
+        """Make sure that the disk takes the run's checkpoints.
+
+        Raises:
+            StorageError: it does not.
+        """
+        error: StorageError | None = None
+        if self._fabric.is_global_zero:
+            try:
+                size = checkpoint_bytes(
+                    self._run.method, self._optimizer, has_average=self._average is not None
+                )
+                require_space(self._root, size)
+            except StorageError as caught:
+                error = caught
+        if self._agreement.any(error is not None):
+            raise error or StorageError("rank 0 has no space for checkpoints")
+
+    def evaluated(self, step: int, score: float) -> None:
+        """Take note of what the weights after `step` steps are worth; larger is better."""
+        if self._fabric.is_global_zero:
+            note_score(self._root, step, score)
 
     def __call__(self, step: int, means: Mapping[str, Tensor]) -> None:
         """Write the state after `step` steps.
@@ -55,7 +81,7 @@ class Saver:
         try:
             save_checkpoint(
                 self._fabric,
-                run.config.saving.save_dir / "checkpoints",
+                self._root,
                 step=step,
                 method=run.method,
                 optimizer=self._optimizer,
@@ -63,6 +89,7 @@ class Saver:
                 agreement=self._agreement,
                 average=self._average,
                 means=means,
+                keep_every=self._keep_every,
             )
         except StorageError as error:
             self._failures += 1

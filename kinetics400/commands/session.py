@@ -221,6 +221,7 @@ def _train(
     drift = DriftCheck(agreement, method)
     interruption = Interruption(agreement, save_minutes=config.saving.save_minutes)
     saver = Saver(fabric, run, optimizer, average, agreement)
+    saver.require_space()
 
     def save(step: int, means: Mapping[str, torch.Tensor]) -> None:
         drift.now(step)
@@ -230,7 +231,9 @@ def _train(
     def scored(step: int) -> Mapping[str, float]:
         assert evaluate is not None
         with interruption.impatient(), average.applied() if average else nullcontext():
-            return evaluate(fabric, method)
+            values = evaluate(fabric, method)
+        saver.evaluated(step, values["val_top1_acc"])
+        return values
 
     loader = train_loader(
         dataset,

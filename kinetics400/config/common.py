@@ -10,8 +10,6 @@ from typing import Literal
 
 from kinetics400.data.watch import DECODE_TIMEOUT
 
-# A ViT-B takes seconds to save and hours to repeat (Young's rule gives 10 to 20 minutes).
-SAVE_MINUTES = 10.0
 # x264's, from fast and large to slow and small.
 Preset = Literal[
     "ultrafast",
@@ -138,6 +136,17 @@ class DeviceFlags:
     rank_timeout: float = 600.0
     """Seconds after which a process that does not answer the others counts as lost, and the run
     ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavingFlags:
+    """Saving."""
+
+    # A ViT-B takes seconds to save and hours to repeat (Young's rule gives 10 to 20 minutes).
+    save_minutes: float = 10.0
+    """Minutes between checkpoints within an epoch; 0 for none. A signal to stop saves as well."""
+    keep_every: int | None = None
+    """Epochs between checkpoints that stay for good, beside the two newest and the best."""
 
 
 @dataclass(frozen=True, kw_only=True)

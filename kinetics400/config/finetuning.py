@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Literal
 
 from kinetics400.config.common import (
-    SAVE_MINUTES,
     DataFlags,
     DeviceFlags,
     LabelledClipFlags,
     ModelFlags,
     OptimizationFlags,
     RunFlags,
+    SavingFlags,
 )
 from kinetics400.config.evaluation import ProtocolFlags
 
@@ -95,7 +95,7 @@ class EvaluationFlags(ProtocolFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SavingFlags:
+class FinetuneSavingFlags(SavingFlags):
     """Saving."""
 
     save_dir: Path = Path("weights")
@@ -103,8 +103,6 @@ class SavingFlags:
     results.json."""
     save_frequency: int = 5
     """Epochs between checkpoints."""
-    save_minutes: float = SAVE_MINUTES
-    """Minutes between checkpoints within an epoch; 0 for none. A signal to stop saves as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,5 +118,5 @@ class TrainConfig:
     optimization: FinetuneOptimizationFlags = field(default_factory=FinetuneOptimizationFlags)
     evaluation: EvaluationFlags = field(default_factory=EvaluationFlags)
     device: DeviceFlags = field(default_factory=DeviceFlags)
-    saving: SavingFlags = field(default_factory=SavingFlags)
+    saving: FinetuneSavingFlags = field(default_factory=FinetuneSavingFlags)
     run: RunFlags = field(default_factory=RunFlags)

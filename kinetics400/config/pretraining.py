@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Literal
 
 from kinetics400.config.common import (
-    SAVE_MINUTES,
     ClipFlags,
     DataFlags,
     DeviceFlags,
     ModelFlags,
     OptimizationFlags,
     RunFlags,
+    SavingFlags,
 )
 
 
@@ -42,15 +42,13 @@ class PretrainOptimizationFlags(OptimizationFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SavingFlags:
+class PretrainSavingFlags(SavingFlags):
     """Saving."""
 
     save_dir: Path = Path("pretrained_weights")
     """Run directory: config.yaml, metrics.jsonl, checkpoints/ and, at the end, model/."""
     save_frequency: int = 20
     """Epochs between checkpoints."""
-    save_minutes: float = SAVE_MINUTES
-    """Minutes between checkpoints within an epoch; 0 for none. A signal to stop saves as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,5 +62,5 @@ class PretrainConfig:
     augmentation: AugmentationFlags = field(default_factory=AugmentationFlags)
     optimization: PretrainOptimizationFlags = field(default_factory=PretrainOptimizationFlags)
     device: DeviceFlags = field(default_factory=DeviceFlags)
-    saving: SavingFlags = field(default_factory=SavingFlags)
+    saving: PretrainSavingFlags = field(default_factory=PretrainSavingFlags)
     run: RunFlags = field(default_factory=RunFlags)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import random
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,16 +28,15 @@ from kinetics400.data.storage import fsync_folder, write_atomic
 from kinetics400.engine.agreement import Agreement
 from kinetics400.engine.average import WeightAverage
 from kinetics400.engine.optim import load_optimizer_state, optimizer_state
+from kinetics400.engine.retention import drop_from_cache, prune, step_folders
 from kinetics400.errors import InputError, StorageError
 from kinetics400.methods.base import Method
 from kinetics400.tensors import save_tensors
 
 SCHEMA = 1
-KEEP = 2
 AVERAGE = "average.safetensors"
 DAMAGED = ".bad-"  # before the name of a checkpoint that could not be read
 _MEANS = "means."
-_NAME = re.compile(r"step-(\d{10})")
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,9 @@ def save_checkpoint(
     agreement: Agreement,
     average: WeightAverage | None = None,
     means: Mapping[str, Tensor] | None = None,
+    keep_every: int = 0,
 ) -> None:
-    """Write a checkpoint, then drop all but the newest `KEEP`. Called by every rank.
+    """Write a checkpoint, read it back, then remove those that need not stay. By all ranks.
 
     Args:
         fabric: the ranks.
@@ -74,10 +73,11 @@ def save_checkpoint(
         agreement: how ranks tell each other whether they have succeeded.
         average: is saved as well.
         means: this rank's sums since the last log line.
+        keep_every: see `retention.prune`.
 
     Raises:
-        StorageError: some rank could not write; older checkpoints are as they were, and nothing is
-            left of the new one.
+        StorageError: some rank could not write, or the disk gives back something else; older
+            checkpoints are as they were, and nothing is left of the new one.
     """
     final = root / f"step-{step:010}"
     temporary = root / f".tmp-step-{step:010}"
@@ -113,8 +113,21 @@ def save_checkpoint(
         temporary.rename(final)
         fsync_folder(root)
 
+    def verify() -> None:
+        drop_from_cache(final)
+        try:
+            read_checkpoint(final)
+        except InputError as damage:
+            shutil.rmtree(final)
+            raise StorageError(f"what was written does not read back: {damage}") from damage
+
     error: OSError | StorageError | None = None
-    for on_rank_zero_only, part in ((True, begin), (False, write_rank), (True, write_shared)):
+    for on_rank_zero_only, part in (
+        (True, begin),
+        (False, write_rank),
+        (True, write_shared),
+        (True, verify),
+    ):
         if fabric.is_global_zero or not on_rank_zero_only:
             try:
                 part()
@@ -126,8 +139,7 @@ def save_checkpoint(
             reason = "another rank could not write" if error is None else str(error)
             raise StorageError(f"checkpoint {final.name} could not be written: {reason}") from error
     if fabric.is_global_zero:
-        for old in _folders(root)[:-KEEP]:
-            shutil.rmtree(old, ignore_errors=True)
+        prune(root, keep_every=keep_every)
 
 
 def refuse_later(root: Path, step: int) -> None:
@@ -138,7 +150,7 @@ def refuse_later(root: Path, step: int) -> None:
     Raises:
         InputError: there are some; they are the user's to remove.
     """
-    later = [f.name for f in _folders(root) if int(f.name.removeprefix("step-")) > step]
+    later = [folder.name for there, folder in step_folders(root).items() if there > step]
     if later:
         raise InputError(
             f"{root} holds checkpoints later than step {step} ({', '.join(later)}): move them "
@@ -163,7 +175,7 @@ def find_checkpoint(root: Path) -> tuple[Checkpoint | None, str]:
     Raises:
         InputError: the newest is damaged and there is none before it, or that is damaged, too.
     """
-    folders = _folders(root)
+    folders = list(step_folders(root).values())
     if not folders:
         return None, ""
     try:
@@ -176,8 +188,8 @@ def find_checkpoint(root: Path) -> tuple[Checkpoint | None, str]:
 
 def set_aside_later(root: Path, step: int) -> None:
     """Rename the checkpoints beyond `step`, which could not be read: another name, nothing lost."""
-    for folder in _folders(root):
-        if int(folder.name.removeprefix("step-")) > step:
+    for there, folder in step_folders(root).items():
+        if there > step:
             target = root / f"{DAMAGED}{folder.name}"
             shutil.rmtree(target, ignore_errors=True)
             folder.rename(target)
@@ -266,11 +278,6 @@ def check_agreement(checkpoint: Checkpoint, agreed: Mapping[str, Any]) -> None:
             f"the run in {checkpoint.folder.parent.parent} was started with other settings: "
             f"{'; '.join(changed)}. Repeat its command, or choose another --save_dir"
         )
-
-
-def _folders(root: Path) -> list[Path]:
-    """Checkpoint folders by name, oldest first."""
-    return sorted(folder for folder in root.glob("step-*") if _NAME.fullmatch(folder.name))
 
 
 def _sha256(file: Path) -> str:
