@@ -14,6 +14,7 @@ from kinetics400.models.pretrained import (
     load_pretrained,
     read_weights,
 )
+from kinetics400.models.resize import starting_grid, with_kernel
 
 # What a pretraining checkpoint has and a classifier does not: the decoder, and the encoder's norm,
 # which the classifier replaces by its own after pooling.
@@ -34,13 +35,31 @@ def load_encoder(
     except MissingInput as error:
         missing.append(f"weights: {error}")
         return
-    check_architecture(weights, method.encoder.config)
+    weights = _adapted(method, weights, flags)
     classes = weights.state.get("head.weight")
     if classes is not None and len(classes) != method.num_classes:
         say(f"the head of {weights.source} has {len(classes)} classes: starting with a fresh one")
         state = {key: v for key, v in weights.state.items() if not key.startswith("head.")}
         weights = replace(weights, state=state)
     load_pretrained(method, weights, may_miss=ONLY_IN_CLASSIFIER, may_drop=ONLY_IN_PRETRAINING)
+
+
+def _adapted(method: Classification, weights: Weights, flags: PretrainedFlags) -> Weights:
+    """Take positions as asked for; return the weights, resized if asked for.
+
+    Raises:
+        InputError: they are of another architecture, or of other clips and nothing was asked for.
+    """
+    config = method.encoder.config
+    allowed = () if flags.pos_embed is None else ("image_size", "num_frames")
+    kernel = ("patch_size", "tubelet_size") if flags.resize_patch_embed else ()
+    check_architecture(weights, config, may_differ=(*allowed, *kernel))
+    pos_grid = starting_grid(weights, config, flags.pos_embed)
+    if pos_grid is not None:
+        grids = (" x ".join(map(str, grid)) for grid in (pos_grid, config.grid))
+        say("positions: those of {} tokens, interpolated to {}".format(*grids))
+        method.encoder.set_pos_grid(pos_grid)
+    return with_kernel(weights, config) if flags.resize_patch_embed else weights
 
 
 def _weights(flags: PretrainedFlags, *, download: bool) -> Weights:
