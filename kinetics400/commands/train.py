@@ -140,6 +140,10 @@ def check_own(config: TrainConfig, problems: Problems) -> None:
         weights.pretrained or not (weights.pretrained_dir or weights.pretrained_name),
         "--pretrained_dir and --pretrained_name need --pretrained",
     )
+    problems.require(
+        weights.pretrained or not (weights.pos_embed or weights.resize_patch_embed),
+        "--pos_embed and --resize_patch_embed need --pretrained",
+    )
     problems.catch(lambda: parse_views(config.evaluation.views))
     problems.catch(lambda: class_names(config))
 

@@ -21,7 +21,8 @@ CLASSIFICATION = "VideoMAEForVideoClassification"
 _NOTE_ON_POSITIONS = """
 **Positions.** They are interpolated from a grid of {} tokens (`pos_grid` in `config.json`, time x
 height x width). transformers does not read that key and computes positions of its own, so there
-this model gives other outputs; kinetics400 gives the right ones.
+this model gives other outputs; kinetics400 gives the right ones. Trained further there, it gets
+used to those other positions: then delete the key.
 """
 
 
