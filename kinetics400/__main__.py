@@ -18,6 +18,7 @@ COMMANDS = {
     "pretrain": ("kinetics400.commands.pretrain", "pretrain a video model without labels"),
     "train": ("kinetics400.commands.train", "finetune a video classifier and evaluate it"),
     "evaluate": ("kinetics400.commands.evaluate", "evaluate a finetuned model on a split"),
+    "convert": ("kinetics400.commands.convert", "official .pth weights to a model folder and back"),
     "bench": ("kinetics400.commands.bench", "measure against named peers: bench loader"),
     "doctor": ("kinetics400.commands.doctor", "find what is wrong with the machine and the data"),
     "demo": ("kinetics400.commands.demo", "the whole job on an embedded dataset, on the CPU"),

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -31,34 +30,22 @@ from kinetics400.commands.plan import (
     vit_config,
 )
 from kinetics400.commands.session import meta_device, model_card, open_run, say, train
+from kinetics400.commands.starting_weights import load_encoder
 from kinetics400.config.defaults import FINETUNING
-from kinetics400.config.finetuning import PretrainedFlags, TrainConfig
+from kinetics400.config.finetuning import TrainConfig
 from kinetics400.config.parse import parse
 from kinetics400.data import sampling
 from kinetics400.data.dataset import ClipDataset
 from kinetics400.data.library import PUBLISHED_COUNTS
 from kinetics400.data.listing import read_names
 from kinetics400.data.storage import write_atomic
-from kinetics400.errors import MissingInput
 from kinetics400.methods.base import Method
 from kinetics400.methods.classification import Classification
 from kinetics400.models.architectures import model_size
 from kinetics400.models.huggingface import hf_config, save_pretrained
-from kinetics400.models.pretrained import (
-    Weights,
-    check_architecture,
-    download_weights,
-    find_weights,
-    load_pretrained,
-    read_weights,
-)
 
 BETAS = (0.9, 0.999)  # MCG-NJU/VideoMAE run_class_finetuning.py
 CROP_RATIO = (0.75, 4 / 3)
-# What a pretraining checkpoint has and a classifier does not: the decoder, and the encoder's norm,
-# which the classifier replaces by its own after pooling.
-ONLY_IN_PRETRAINING = ("decoder.", "encoder_to_decoder.", "mask_token", "encoder.norm.")
-ONLY_IN_CLASSIFIER = ("fc_norm.", "head.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -160,6 +147,10 @@ def check_own(config: TrainConfig, problems: Problems) -> None:
         weights.pretrained or not (weights.pretrained_dir or weights.pretrained_name),
         "--pretrained_dir and --pretrained_name need --pretrained",
     )
+    problems.require(
+        weights.pretrained or not (weights.pos_embed or weights.resize_patch_embed),
+        "--pos_embed and --resize_patch_embed need --pretrained",
+    )
     problems.catch(lambda: parse_views(config.evaluation.views))
     problems.catch(lambda: class_names(config))
 
@@ -173,47 +164,6 @@ def class_names(config: TrainConfig) -> tuple[str, ...]:
     flags = config.classifier
     names = read_names(flags.label_names, flags.num_classes)
     return names or tuple(f"class {label}" for label in range(flags.num_classes))
-
-
-def load_encoder(
-    method: Classification, flags: PretrainedFlags, missing: list[str], *, dry_run: bool
-) -> None:
-    """Start from pretrained weights; those not on this machine go to `missing` in a dry run.
-
-    Raises:
-        InputError: they are nowhere, damaged, or of another architecture.
-    """
-    try:
-        weights = _weights(flags, download=not dry_run)
-    except MissingInput as error:
-        missing.append(f"weights: {error}")
-        return
-    check_architecture(weights, method.encoder.config)
-    classes = weights.state.get("head.weight")
-    if classes is not None and len(classes) != method.num_classes:
-        say(f"the head of {weights.source} has {len(classes)} classes: starting with a fresh one")
-        state = {key: v for key, v in weights.state.items() if not key.startswith("head.")}
-        weights = replace(weights, state=state)
-    load_pretrained(method, weights, may_miss=ONLY_IN_CLASSIFIER, may_drop=ONLY_IN_PRETRAINING)
-
-
-def _weights(flags: PretrainedFlags, *, download: bool) -> Weights:
-    found = find_weights(flags.pretrained_dir, flags.pretrained_name)
-    if found is None and flags.pretrained_dir is not None:
-        inner = f" (also below it as {flags.pretrained_name})" if flags.pretrained_name else ""
-        raise MissingInput(
-            f"--pretrained_dir {flags.pretrained_dir} holds no weights{inner}: expected "
-            "model.safetensors in it or in its model/, or a single .pth"
-        )
-    if found is None:
-        assert flags.pretrained_name is not None
-        if not download:
-            raise MissingInput(
-                f"--pretrained_name {flags.pretrained_name} is not on this machine; a run would "
-                "fetch it from the hub"
-            )
-        found = download_weights(flags.pretrained_name)
-    return read_weights(found)
 
 
 # --- running --------------------------------------------------------------------------------------

@@ -27,6 +27,13 @@ class PretrainedFlags:
     pretrained_dir: Path | None = None
     """Folder of the weights: searched itself, then its model/, then the name in it, then for a
     single .pth. Given, nothing is ever downloaded."""
+    pos_embed: Literal["sinusoid", "interpolate"] | None = None
+    """Positions where num_frames or input_size are not the weights': computed for the new grid of
+    tokens, as the official code does, or interpolated from the weights'. Default: other clips than
+    the weights' are refused."""
+    resize_patch_embed: bool = False
+    """Resize the patch embedding's kernel to patch_size and tubelet_size where the weights have
+    others."""
 
 
 @dataclass(frozen=True, kw_only=True)

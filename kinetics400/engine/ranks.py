@@ -15,7 +15,7 @@ def fail_fast(fabric: Fabric) -> None:
 
     The other ranks find their connections closed. SIGUSR2 has a process print its stacks.
     """
-    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
     if fabric.world_size == 1:
         return
     rank = fabric.global_rank

@@ -9,10 +9,11 @@ from kinetics400.errors import Failure
 
 MOST_RESTARTS = 2  # without a new checkpoint
 COUNTERS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+SUPERVISORS = (COUNTERS[0], "SLURM_JOB_ID")  # SLURM counts from the first restart on
 
 
 def require_progress(save_dir: Path, step: int, environment: Mapping[str, str]) -> None:
-    """Count the starts from one checkpoint, as far as nobody but a supervisor made them.
+    """Count the restarts from one checkpoint that a supervisor has made.
 
     Args:
         save_dir: where they are counted, in `.restarts.json`.
@@ -23,6 +24,9 @@ def require_progress(save_dir: Path, step: int, environment: Mapping[str, str]) 
         Failure: the third restart without a new checkpoint.
     """
     path = save_dir / ".restarts.json"
+    if not any(name in environment for name in SUPERVISORS):
+        path.unlink(missing_ok=True)
+        return
     is_restart = any(int(environment.get(name) or 0) > 0 for name in COUNTERS)
     before = _read(path) if is_restart else {}
     restarts = before.get("restarts", 0) + 1 if before.get("step") == step else 0

@@ -19,7 +19,7 @@ from kinetics400.models.vit import (
     VitConfig,
     gather_tokens,
     init_linear,
-    sinusoid_table,
+    position_table,
     split_tubelets,
 )
 
@@ -84,7 +84,7 @@ class VideoMAE(Method):
         self.encoder_to_decoder = nn.Linear(config.embed_dim, decoder.embed_dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder.embed_dim))
         self.decoder = Decoder(decoder, config.mlp_ratio, config.tubelet_values)
-        table = sinusoid_table(config.num_tokens, decoder.embed_dim)
+        table = position_table(config, decoder.embed_dim)
         self.register_buffer("decoder_pos_embed", table, persistent=False)
         init_linear(self, nn.init.xavier_uniform_)
         # Cut at one standard deviation, as published (modeling_pretrain.py:14).

@@ -29,6 +29,11 @@ ARCHITECTURES = {
     "huge": Architecture(1280, 32, 16, _decoder(640, 12, 8)),
 }
 
+# Attention heads by width, as published: weights look alike under any number of heads. 1408 is
+# VideoMAE V2's ViT-g, whose decoder is as wide as the large one's.
+HEADS = {size.embed_dim: size.num_heads for size in ARCHITECTURES.values()} | {1408: 16}
+DECODER_HEADS = {size.decoder.embed_dim: size.decoder.num_heads for size in ARCHITECTURES.values()}
+
 # Names on the Hugging Face hub, and the size each stands for.
 MODEL_NAMES = {
     "tiny": "tiny",

@@ -13,11 +13,17 @@ from torch import Tensor
 from kinetics400.batch import IMAGENET_MEAN, IMAGENET_STD
 from kinetics400.data.storage import replaced_folder
 from kinetics400.models.keymaps import to_hf
-from kinetics400.models.vit import LAYER_NORM_EPS, DecoderConfig, VitConfig
+from kinetics400.models.vit import LAYER_NORM_EPS, DecoderConfig, VitConfig, mlp_width
 from kinetics400.tensors import save_tensors
 
 PRETRAINING = "VideoMAEForPreTraining"
 CLASSIFICATION = "VideoMAEForVideoClassification"
+_NOTE_ON_POSITIONS = """
+**Positions.** They are interpolated from a grid of {} tokens (`pos_grid` in `config.json`, time x
+height x width). transformers does not read that key and computes positions of its own, so there
+this model gives other outputs; kinetics400 gives the right ones. Trained further there, it gets
+used to those other positions: then delete the key.
+"""
 
 
 def save_pretrained(
@@ -31,6 +37,8 @@ def save_pretrained(
         config: what `hf_config` gave.
         card: text of the model card, Markdown.
     """
+    if config.get("pos_grid"):
+        card += _NOTE_ON_POSITIONS.format("x".join(map(str, config["pos_grid"])))
     with replaced_folder(folder) as temporary:
         save_tensors(temporary / "model.safetensors", to_hf(state), metadata={"format": "pt"})
         for name, content in (
@@ -78,13 +86,15 @@ def hf_config(
         "hidden_size": config.embed_dim,
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.num_heads,
-        "intermediate_size": int(config.embed_dim * config.mlp_ratio),
+        "intermediate_size": mlp_width(config.embed_dim, config.mlp_ratio),
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "layer_norm_eps": LAYER_NORM_EPS,
         "qkv_bias": True,
     }
+    if config.pos_grid is not None:
+        common["pos_grid"] = list(config.pos_grid)  # transformers does not know it: see the card
     if decoder is not None:
         return {
             "architectures": [PRETRAINING],
@@ -94,7 +104,7 @@ def hf_config(
             "decoder_hidden_size": decoder.embed_dim,
             "decoder_num_hidden_layers": decoder.depth,
             "decoder_num_attention_heads": decoder.num_heads,
-            "decoder_intermediate_size": int(decoder.embed_dim * config.mlp_ratio),
+            "decoder_intermediate_size": mlp_width(decoder.embed_dim, config.mlp_ratio),
         }
     names = list(label_names or ())
     return {

@@ -129,6 +129,13 @@ def from_official(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
     )
 
 
+def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our names to the official ones, of pretraining or, without a decoder, of finetuning."""
+    if any(key.startswith("decoder.") for key in state):
+        return dict(state)
+    return {key.removeprefix("encoder."): value for key, value in state.items()}
+
+
 def some(keys: Sequence[str], most: int = 10) -> str:
     """The first keys, for a message."""
     more = f" and {len(keys) - most} more" if len(keys) > most else ""

@@ -1,8 +1,7 @@
 """Weights on disk: find, read, check key by key, load.
 
-Three layouts are read, told apart by their content: Hugging Face folders (ours are such folders),
-and the official `.pth` of VideoMAE for pretraining and finetuning. All become our names
-(`keymaps`).
+Told apart by their content: Hugging Face folders (ours are such folders), and the official `.pth`
+of VideoMAE and VideoMAE V2 for pretraining and finetuning. All become our names (`keymaps`).
 """
 
 import argparse
@@ -28,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kinetics400.errors import InputError
+from kinetics400.models.describe import stated_sizes
 from kinetics400.models.keymaps import from_hf, from_official, some
 from kinetics400.models.vit import VitConfig
 
@@ -38,14 +38,31 @@ DAMAGED_PICKLE = (
     *(LookupError, AttributeError, AssertionError, struct.error),
 )
 
+_POSITIONS = (
+    "For clips of other numbers of frames or pixels say where positions come from: --pos_embed "
+    "interpolate or sinusoid (docs/weights.md)"
+)
+_KERNEL = "For other tubelets than the weights' give --resize_patch_embed (docs/weights.md)"
+REMEDIES = {
+    "image_size": _POSITIONS,
+    "num_frames": _POSITIONS,
+    "patch_size": _KERNEL,
+    "tubelet_size": _KERNEL,
+    "num_heads": "A wrong number of heads is put right by `kinetics400 convert --num_heads N`",
+}
+
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights under our names, and the sizes their folder states (None for a bare `.pth`)."""
+    """Weights under our names, and what their folder states (None for a bare `.pth`).
+
+    `sizes` are those of `VitConfig`, `config` is the whole `config.json`.
+    """
 
     source: str
     state: dict[str, Tensor]
-    sizes: dict[str, int] | None
+    sizes: dict[str, Any] | None
+    config: dict[str, Any] | None = None
 
 
 # --- find -----------------------------------------------------------------------------------------
@@ -137,7 +154,7 @@ def download_weights(pretrained_name: str) -> Path:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a Hugging Face folder or an official `.pth` into our names.
+    """Read a Hugging Face folder or a file of weights into our names, whatever those in it are.
 
     Raises:
         InputError: the file is damaged, holds something else than tensors, or is no VideoMAE.
@@ -146,8 +163,11 @@ def read_weights(path: Path) -> Weights:
         file = next(path / name for name in WEIGHTS_FILES if (path / name).is_file())
         config = _read_config(path / "config.json")
         state = _read_tensors(file)
-        return Weights(str(path), from_hf(state, str(file)), _sizes(config, path))
-    return Weights(str(path), from_official(_read_tensors(path), str(path)), None)
+        sizes = stated_sizes(config, path / "config.json")
+        return Weights(str(path), from_hf(state, str(file)), sizes, config)
+    state = _read_tensors(path)
+    renamed = from_hf if any(key.startswith("videomae.") for key in state) else from_official
+    return Weights(str(path), renamed(state, str(path)), None)
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
@@ -189,46 +209,34 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _sizes(config: Mapping[str, Any], folder: Path) -> dict[str, int]:
-    """The sizes of the encoder, with the defaults of the Hugging Face class for absent ones."""
-    defaults = {
-        "image_size": 224,
-        "patch_size": 16,
-        "num_frames": 16,
-        "tubelet_size": 2,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-    }
-    theirs = {key: config.get(key, default) for key, default in defaults.items()}
-    wrong = [f"{key} {value!r}" for key, value in theirs.items() if type(value) is not int]
-    if wrong:
-        raise InputError(f"{folder / 'config.json'}: not whole numbers: {', '.join(wrong)}")
-    return {
-        "embed_dim": theirs.pop("hidden_size"),
-        "depth": theirs.pop("num_hidden_layers"),
-        "num_heads": theirs.pop("num_attention_heads"),
-        **theirs,
-    }
-
-
 # --- check and load -------------------------------------------------------------------------------
 
 
-def check_architecture(weights: Weights, config: VitConfig) -> None:
+def check_architecture(
+    weights: Weights, config: VitConfig, *, may_differ: Sequence[str] = ()
+) -> None:
     """Compare the sizes that a folder states with those asked for.
 
+    Args:
+        weights: what `read_weights` gave.
+        config: what is asked for.
+        may_differ: sizes to leave out, by name.
+
     Raises:
-        InputError: they differ; lists every difference.
+        InputError: they differ; lists every difference, and what to do about those that can be
+            helped.
     """
-    stated = weights.sizes or {}
-    wrong = [
-        f"{name} is {value}, asked for {getattr(config, name)}"
-        for name, value in stated.items()
-        if value != getattr(config, name)
-    ]
+    wrong = {
+        name: value
+        for name, value in (weights.sizes or {}).items()
+        if name not in ("pos_grid", *may_differ) and value != getattr(config, name)
+    }
     if wrong:
-        raise InputError(f"{weights.source} is another architecture: {'; '.join(wrong)}")
+        listed = "; ".join(f"{k} is {v}, asked for {getattr(config, k)}" for k, v in wrong.items())
+        remedies = dict.fromkeys(REMEDIES[name] for name in wrong if name in REMEDIES)
+        raise InputError(
+            ". ".join([f"{weights.source} is another architecture: {listed}", *remedies])
+        )
 
 
 def load_pretrained(

@@ -9,7 +9,7 @@ Shapes: B batch, C channels, T frames, H, W, N tokens, D width, P pixels of a tu
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,12 @@ LAYER_NORM_EPS = 1e-6
 class VitConfig:
     """Sizes of a video ViT.
 
+    `pos_grid` is the (time, height, width) grid whose positions are interpolated to the model's
+    own, for weights trained on another number of frames or pixels; None computes the positions of
+    the model's own grid, as the official code does for every size.
+
     Raises:
-        ValueError: sizes that do not divide each other.
+        ValueError: sizes that do not divide each other, or a grid that is none.
     """
 
     embed_dim: int
@@ -37,6 +41,7 @@ class VitConfig:
     in_channels: int = 3
     mlp_ratio: float = 4.0
     drop_path_rate: float = 0.0
+    pos_grid: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         for whole, part in (
@@ -47,6 +52,8 @@ class VitConfig:
             size, divisor = getattr(self, whole), getattr(self, part)
             if size < 1 or divisor < 1 or size % divisor:
                 raise ValueError(f"{whole} {size} is not a positive multiple of {part} {divisor}")
+        if self.pos_grid is not None and min(self.pos_grid) < 1:
+            raise ValueError(f"pos_grid {self.pos_grid} has sizes that are not positive")
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -90,6 +97,43 @@ def sinusoid_table(num_positions: int, dim: int) -> Tensor:
     angle = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequency
     even = torch.arange(dim) % 2 == 0
     return torch.where(even, angle.sin(), angle.cos()).float()[None]
+
+
+def interpolate_positions(
+    table: Tensor, grid: tuple[int, int, int], new_grid: tuple[int, int, int]
+) -> Tensor:
+    """Positions of one (T, H, W) grid at the places of another, (1, N, D) to (1, N', D).
+
+    Bicubic over height and width, then linear over time, each from pixel centre to pixel centre
+    (align_corners=False) and without antialiasing. The same grid gives the table itself.
+    """
+    if new_grid == grid:
+        return table
+    (t, h, w), (new_t, new_h, new_w) = grid, new_grid
+    dim = table.shape[-1]
+    x = table.reshape(t, h, w, dim).permute(0, 3, 1, 2)
+    x = F.interpolate(x, size=(new_h, new_w), mode="bicubic", align_corners=False)
+    x = x.permute(2, 3, 1, 0).flatten(0, 1)
+    x = F.interpolate(x, size=new_t, mode="linear", align_corners=False)
+    return x.permute(2, 0, 1).reshape(1, new_t * new_h * new_w, dim)
+
+
+def position_table(config: VitConfig, dim: int) -> Tensor:
+    """The positions a model of this config has at width `dim`, (1, N, dim) float32."""
+    if config.pos_grid is None:
+        return sinusoid_table(config.num_tokens, dim)
+    table = sinusoid_table(math.prod(config.pos_grid), dim)
+    return interpolate_positions(table, config.pos_grid, config.grid)
+
+
+def mlp_width(dim: int, mlp_ratio: float) -> int:
+    """Width of an MLP's hidden layer, rounded down as published.
+
+    >>> mlp_width(1408, 48 / 11), mlp_width(512, 48 / 11)  # VideoMAE V2's ViT-g and its decoder
+    (6144, 2234)
+    """
+    # A ratio read off two widths must give them back: 49 * (1 / 49) is just below 1.
+    return int(dim * mlp_ratio + 1e-6)
 
 
 def split_tubelets(clips: Tensor, config: VitConfig) -> Tensor:
@@ -173,7 +217,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, mlp_width(dim, mlp_ratio))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -196,13 +240,18 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.patch_embed = PatchEmbed(config)
-        table = sinusoid_table(config.num_tokens, config.embed_dim)
+        table = position_table(config, config.embed_dim)
         self.register_buffer("pos_embed", table, persistent=False)
         drop_path = torch.linspace(0, config.drop_path_rate, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             Block(config.embed_dim, config.num_heads, config.mlp_ratio, rate) for rate in drop_path
         )
         self.norm = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS) if final_norm else None
+
+    def set_pos_grid(self, pos_grid: tuple[int, int, int] | None) -> None:
+        """Take positions interpolated from another grid; None computes those of the own grid."""
+        self.config = replace(self.config, pos_grid=pos_grid)
+        self.pos_embed = position_table(self.config, self.config.embed_dim).to(self.pos_embed)
 
     def forward(self, clips: Tensor, keep_indices: Tensor | None = None) -> Tensor:
         """Encode all tokens, or only the visible ones.

@@ -62,7 +62,7 @@ def losses(save_dir: Path) -> dict[int, str]:
 
 
 def steps_saved(save_dir: Path) -> list[int]:
-    return sorted(int(f.name.split("-")[1]) for f in (save_dir / "checkpoints").iterdir())
+    return sorted(int(f.name.split("-")[1]) for f in (save_dir / "checkpoints").glob("step-*"))
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,7 @@ def test_run_directory(name: str, request: pytest.FixtureRequest) -> None:
     names = {path.name for path in folder.iterdir() if "tfevents" not in path.name}
     assert names == {".lock", "config.yaml", "metrics.jsonl", "checkpoints", "model"} | own
     assert any("tfevents" in path.name for path in folder.iterdir())
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+    assert sorted(path.name for path in (folder / "checkpoints").glob("step-*")) == [
         "step-0000000003",
         "step-0000000006",
     ]
@@ -323,7 +323,7 @@ def test_an_average_of_the_weights_is_evaluated_kept_and_continued(
     flags = (*own_flags(pretrained), "--ema_decay", "0.5")
     run("train", library, tmp_path / "whole", *flags)
     assert losses(tmp_path / "whole") == losses(finetuned)  # what is trained is the same
-    checkpoints = sorted((tmp_path / "whole" / "checkpoints").iterdir())
+    checkpoints = sorted((tmp_path / "whole" / "checkpoints").glob("step-*"))
     averages = [load_file(folder / "average.safetensors") for folder in checkpoints]
     trained = [load_file(folder / "model.safetensors") for folder in checkpoints]
     kept = weights(tmp_path / "whole")

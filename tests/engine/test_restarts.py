@@ -10,12 +10,22 @@ from kinetics400.errors import Failure
 NAMES = ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_third_restart_from_one_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
-    for count in range(3):
-        require_progress(tmp_path, 40, {name: str(count)})
+SLURM = {"SLURM_JOB_ID": "77"}
+
+
+@pytest.mark.parametrize(
+    ("first", "name", "others"),
+    [({NAMES[0]: "0"}, NAMES[0], {}), (SLURM, NAMES[1], SLURM)],
+    ids=["torchrun", "slurm"],
+)
+def test_the_third_restart_from_one_checkpoint_is_refused(
+    first: dict[str, str], name: str, others: dict[str, str], tmp_path: Path
+) -> None:
+    require_progress(tmp_path, 40, first)
+    for count in ("1", "2"):
+        require_progress(tmp_path, 40, {**others, name: count})
     with pytest.raises(Failure, match="2 restarts have not come further than step 40"):
-        require_progress(tmp_path, 40, {name: "3"})
+        require_progress(tmp_path, 40, {**others, name: "3"})
 
 
 def test_a_new_checkpoint_starts_the_count_anew(tmp_path: Path) -> None:
@@ -23,10 +33,11 @@ def test_a_new_checkpoint_starts_the_count_anew(tmp_path: Path) -> None:
         require_progress(tmp_path, step, {NAMES[0]: str(count)})
 
 
-@pytest.mark.parametrize("environment", [{}, {NAMES[0]: "0"}, {NAMES[1]: ""}])
+@pytest.mark.parametrize("environment", [{}, {NAMES[0]: "0"}, SLURM])
 def test_a_start_by_hand_is_never_refused(environment: dict[str, str], tmp_path: Path) -> None:
     for _ in range(6):
         require_progress(tmp_path, 40, environment)
+    assert environment or not list(tmp_path.iterdir())
     for count in (1, 2):
         require_progress(tmp_path, 40, {NAMES[0]: str(count)})
 

@@ -1,6 +1,7 @@
 """Our folders in transformers and its folders in ours, with the same numbers out of both."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,24 @@ def test_our_classifier_folder_gives_transformers_our_numbers(tmp_path: Path) ->
     assert_loaded_whole(info)
     assert theirs.config.id2label == dict(enumerate(NAMES))
     assert theirs.config.label2id == {name: index for index, name in enumerate(NAMES)}
+    assert_same_logits(method, theirs)
+
+
+def test_transformers_computes_positions_of_its_own_and_the_card_says_so(tmp_path: Path) -> None:
+    method = Classification(replace(ENCODER, pos_grid=(2, 2, 2)), len(NAMES))
+    randomise(method)
+    config = hf_config(method.encoder.config, label_names=NAMES)
+    save_pretrained(tmp_path / "m", state=method.state_dict(), config=config, card="# Ours\n")
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert card.startswith("# Ours\n") and "interpolated from a grid of 2x2x2 tokens" in card
+    theirs, info = VideoMAEForVideoClassification.from_pretrained(
+        tmp_path / "m", output_loading_info=True
+    )
+    assert_loaded_whole(info)
+    with torch.no_grad():
+        output = theirs.eval()(clips().transpose(1, 2)).logits
+        assert (output - method.predict(clips())).abs().max() > 1e-2
+    method.encoder.set_pos_grid(None)
     assert_same_logits(method, theirs)
 
 

@@ -356,6 +356,9 @@ def test_absent_sizes_are_those_of_the_hugging_face_class(tmp_path: Path) -> Non
         "patch_size": theirs.patch_size,
         "num_frames": theirs.num_frames,
         "tubelet_size": theirs.tubelet_size,
+        "in_channels": theirs.num_channels,
+        "mlp_ratio": theirs.intermediate_size / theirs.hidden_size,
+        "pos_grid": None,
     }
 
 

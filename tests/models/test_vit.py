@@ -16,6 +16,7 @@ from kinetics400.models.vit import (
     VitConfig,
     gather_tokens,
     init_linear,
+    mlp_width,
     sinusoid_table,
     split_tubelets,
 )
@@ -80,6 +81,16 @@ def test_sinusoid_table_equals_a_loop(positions: int, dim: int) -> None:
     assert table.shape == (1, positions, dim) and table.dtype == torch.float32
     # float32 rounds to 6e-8; computed in float32, the angle alone would be off by 1e-4.
     np.testing.assert_allclose(table[0].numpy(), expected, rtol=0, atol=1e-7)
+
+
+def test_the_width_of_an_mlp_is_rounded_down_and_read_back() -> None:
+    assert mlp_width(768, 4.0) == 3072
+    assert mlp_width(512, 48 / 11) == 2234  # of 2234.18, VideoMAE V2's decoder
+    assert mlp_width(10, 2.59) == 25
+    # A ratio read off two widths; multiplied back it may be a bit too small.
+    assert int(49 * (1 / 49)) == 0 and mlp_width(49, 1 / 49) == 1
+    widths = [(dim, hidden) for dim in range(8, 200, 3) for hidden in range(8, 800, 7)]
+    assert all(mlp_width(dim, hidden / dim) == hidden for dim, hidden in widths)
 
 
 def test_positions_are_no_weights() -> None:
