@@ -21,7 +21,7 @@ STAMP := $(VENV)/.kinetics400-$(KEY)
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format bench fidelity-augment doctor-proof docs clean
+.PHONY: help env demo test check format bench fidelity fidelity-augment fidelity-curves doctor-proof docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,15 @@ bench: $(STAMP)  ## measure reading against other loaders on one core, some minu
 fidelity-augment: $(STAMP)  ## compare augmentation with timm, PIL and torchvision, a minute
 	OMP_NUM_THREADS=1 $(PYTHON) -m kinetics400 bench augment-fidelity --json results/fidelity_augment.json
 	$(PYTHON) docs/tables
+
+fidelity: fidelity-augment  ## compare every published rule with its reference, a few minutes
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) -m kinetics400 bench fidelity --json results/fidelity.json
+	$(PYTHON) docs/tables
+
+fidelity-curves: $(STAMP)  ## compare learning curves with a plain loop around transformers, 3 minutes
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) -m kinetics400 bench fidelity-curves --json results/fidelity_curves.json
+	$(PYTHON) docs/tables
+	$(PYTHON) docs/figures.py
 
 doctor-proof: $(STAMP)  ## time the doctor on 246,535 files (1 GB of disk for some minutes)
 	$(PYTHON) benchmarks/doctor_speed.py benchmarks/results/doctor_speed.json

@@ -1,5 +1,6 @@
-"""Draw docs/pyramid.svg: `make docs`."""
+"""Draw docs/pyramid.svg and docs/curves.svg: `make docs`."""
 
+import json
 from pathlib import Path
 
 import matplotlib
@@ -28,9 +29,8 @@ def references(frame: int) -> list[int]:
     return [frame - 4] if step == 4 else [frame - step, frame + step]
 
 
-def draw(path: Path) -> None:
+def draw_pyramid(path: Path) -> None:
     """Draw the first frames of a group, by layer, with what refers to what."""
-    plt.rcParams.update({"svg.hashsalt": "pyramid", "font.family": "DejaVu Sans"})
     figure, axes = plt.subplots(figsize=(9, 2.9))
     for frame in range(GROUP):
         for other in references(frame):
@@ -66,5 +66,27 @@ def draw(path: Path) -> None:
     plt.close(figure)
 
 
+def draw_curves(path: Path, measured: Path) -> None:
+    """Draw the losses of both loops, and below them the relative gap."""
+    curves = json.loads(measured.read_text(encoding="utf-8"))["curves"]
+    figure, axes = plt.subplots(2, len(curves), figsize=(9, 4), sharex=True, height_ratios=(2, 1))
+    for (above, below), curve in zip(axes.T, curves, strict=True):
+        ours, theirs = curve["ours"], curve["reference"]
+        above.plot(theirs, color="#f4a259", linewidth=3, label="plain loop, transformers")
+        above.plot(ours, color="#1b4965", linewidth=0.8, label="ours")
+        above.set_title(curve["task"], fontsize=10)
+        gaps = [abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)]
+        below.semilogy(gaps, color="#888888", linewidth=0.8)
+        below.set_xlabel("step")
+    axes[0, 0].set_ylabel("loss")
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    axes[1, 0].set_ylabel("relative gap")
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+
+
 if __name__ == "__main__":
-    draw(Path(__file__).parent / "pyramid.svg")
+    DOCS = Path(__file__).parent
+    plt.rcParams.update({"svg.hashsalt": "kinetics400", "font.family": "DejaVu Sans"})
+    draw_pyramid(DOCS / "pyramid.svg")
+    draw_curves(DOCS / "curves.svg", DOCS.parent / "results" / "fidelity_curves.json")

@@ -11,6 +11,7 @@ from augmentation import augment_cost, augment_draws, augment_pixels
 from clusters import cluster
 from doctor import doctor_reasons, doctor_speed
 from feeding import crf, disk, loader, loader_short
+from fidelity import curves, deviations, draws, rules
 from measured import ROOT
 
 from recipes import recipes
@@ -29,10 +30,14 @@ TABLES = {
     "doctor_reasons": doctor_reasons,
     "doctor_speed": doctor_speed,
     "recipes": recipes,
+    "fidelity_rules": rules,
+    "fidelity_draws": draws,
+    "fidelity_deviations": deviations,
+    "fidelity_curves": curves,
 }
 PAGES = (
     *("README.md", "docs/data.md", "docs/augmentation.md", "docs/clusters.md", "docs/doctor.md"),
-    *("docs/recipes.md",),
+    *("docs/recipes.md", "docs/fidelity.md"),
 )
 
 

@@ -1,6 +1,6 @@
 """`kinetics400 bench`: measure this machine, compare with the published code.
 
-`loader` and `augment` measure what feeding a model costs on one core.
+`loader` and `augment` measure what feeding a model costs on one core; the others compare.
 """
 
 import json
@@ -107,13 +107,53 @@ def augment_fidelity(argv: Sequence[str]) -> int:
         description="Compare augmentation with timm, PIL and torchvision: pixels on shared "
         "parameters, and the distributions of what is drawn. Exit code 1 if one does not agree.",
     )
-    if find_spec("scipy") is None:
-        raise InputError("this comparison needs scipy: install the extra `dev`")
+    _require("scipy")
     from kinetics400.bench.augment_fidelity import augment_fidelity
 
     result = augment_fidelity()
     deliver(result, fidelity_table(result), config.json)
     return 0 if result["passed"] else 1
+
+
+def fidelity(argv: Sequence[str]) -> int:
+    """`kinetics400 bench fidelity`; exit code 1 if a comparison fails."""
+    config = parse(
+        BenchFidelityConfig,
+        argv,
+        prog="kinetics400 bench fidelity",
+        description="Compare every published rule with its reference, in a checkout: golden "
+        "numbers, transformers, timm, torchvision, numpy. Exit code 1 if one does not agree.",
+    )
+    _require("scipy", "transformers")
+    from kinetics400.bench.fidelity.report import fidelity, rules_table
+
+    result = fidelity()
+    deliver(result, rules_table(result), config.json)
+    return 0 if result["passed"] else 1
+
+
+def fidelity_curves(argv: Sequence[str]) -> int:
+    """`kinetics400 bench fidelity-curves`; exit code 1 if the curves part."""
+    config = parse(
+        BenchFidelityConfig,
+        argv,
+        prog="kinetics400 bench fidelity-curves",
+        description="Train the same tiny models by our loop and by a separate plain one around "
+        "transformers, and compare the losses step by step. Exit code 1 if they part.",
+    )
+    _require("transformers")
+    from kinetics400.bench.fidelity.curves import curves_table, fidelity_curves
+
+    result = fidelity_curves(say=lambda text: print(text, file=sys.stderr))
+    deliver(result, curves_table(result), config.json)
+    return 0 if result["passed"] else 1
+
+
+def _require(*packages: str) -> None:
+    extras = {"scipy": "dev", "transformers": "hf"}
+    for package in packages:
+        if find_spec(package) is None:
+            raise InputError(f"this needs {package}: install the extra `{extras[package]}`")
 
 
 def encode_settings(flags: EncodeFlags) -> EncodeSettings:
@@ -266,4 +306,6 @@ BENCHMARKS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "loader": (loader, "reading clips on one core: our store, decord, torchcodec, PyAV"),
     "augment": (augment, "augmentation on one core: ours, torchvision, timm on PIL images"),
     "augment-fidelity": (augment_fidelity, "augmentation against timm, PIL and torchvision"),
+    "fidelity": (fidelity, "every published rule against its reference"),
+    "fidelity-curves": (fidelity_curves, "learning curves against a plain loop"),
 }

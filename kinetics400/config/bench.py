@@ -58,7 +58,7 @@ class BenchAugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchFidelityConfig:
-    """All flags of `kinetics400 bench augment-fidelity`."""
+    """All flags of `kinetics400 bench augment-fidelity`, `fidelity` and `fidelity-curves`."""
 
     json: str | None = None
     """File for the result as JSON; - is standard output, the table then goes to standard error."""

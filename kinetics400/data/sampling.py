@@ -286,10 +286,13 @@ def union(boxes: Sequence[Box]) -> Box:
 
 
 def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width after scaling the short side; the long one is rounded down (as cv2's)."""
+    """Height and width after scaling the short side; the long one is rounded down, as published.
+
+    In whole numbers: 237 / 224 * 224 is less than 237.
+    """
     if height <= width:
-        return short_side, int(width / height * short_side)
-    return int(height / width * short_side), short_side
+        return short_side, short_side * width // height
+    return short_side * height // width, short_side
 
 
 def crop_box(height: int, width: int, size: int, crop: int, num_crops: int) -> Box:

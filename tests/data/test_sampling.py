@@ -102,6 +102,8 @@ def test_one_segment_and_one_crop_are_the_centre() -> None:
         (256, 256, (224, 224)),
         (1080, 1920, (224, 398)),
         (100, 150, (224, 336)),
+        (224, 237, (224, 237)),  # in floats 237 / 224 * 224 is less than 237
+        (230, 224, (230, 224)),
     ],
 )
 def test_long_side_is_rounded_down(height: int, width: int, expected: tuple[int, int]) -> None:
