@@ -4,46 +4,33 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[2]
 FLAGS = (
-    *("--model_name", "tiny", "--input_size", "32", "--patch_size", "8", "--num_frames", "4"),
-    *("--sampling_rate", "2", "--n_epoch", "40", "--warmup_epochs", "1", "--lr", "1e-3"),
-    *("--accelerator", "cpu", "--n_worker", "1", "--log_every", "2", "--save_frequency", "100"),
-    *("--mask_ratio", "0.75", "--batch_size", "4"),
+    *("--n_epoch", "40", "--warmup_epochs", "1", "--n_worker", "1", "--log_every", "2"),
+    *("--save_frequency", "100", "--mask_ratio", "0.75", "--batch_size", "4"),
 )
-# Every step takes a while, so that a signal finds the run between two checkpoints.
-SLOW = (
-    "import sys, time\n"
-    "from kinetics400.__main__ import run_command\n"
-    "from kinetics400.methods.videomae import VideoMAE\n"
-    "draw = VideoMAE.draw\n"
-    "VideoMAE.draw = lambda self, keys: (time.sleep(float(sys.argv[1])), draw(self, keys))[1]\n"
-    "sys.exit(run_command('pretrain', sys.argv[2:]))\n"
-)
+Start = Callable[..., subprocess.Popen[str]]
 
 
-def start(library: Path, save_dir: Path, pause: float, *flags: str) -> subprocess.Popen[str]:
-    code = save_dir.with_suffix(".py")
-    code.parent.mkdir(parents=True, exist_ok=True)
-    code.write_text(SLOW)
-    where = ("--data_dir", str(library), "--save_dir", str(save_dir))
-    return subprocess.Popen(
-        [sys.executable, str(code), str(pause), *FLAGS, *where, *flags],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture(scope="module")
+def start(start_run: Start) -> Start:
+    """Every step pauses, so that a signal finds the run between two checkpoints."""
+
+    def run(save_dir: Path, pause: float, *flags: str) -> subprocess.Popen[str]:
+        slow = (
+            "from kinetics400.methods.videomae import VideoMAE\n"
+            "draw = VideoMAE.draw\n"
+            f"VideoMAE.draw = lambda self, keys: (time.sleep({pause}), draw(self, keys))[1]\n"
+        )
+        return start_run("pretrain", save_dir, *FLAGS, *flags, prelude=slow)
+
+    return run
 
 
 def wait_for_step(save_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
@@ -66,21 +53,21 @@ def steps_saved(save_dir: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def whole(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def whole(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     save_dir = tmp_path_factory.mktemp("signals") / "whole"
-    process = start(library, save_dir, 0.0, "--n_device", "2", "--n_epoch", "10")
+    process = start(save_dir, 0.0, "--n_device", "2", "--n_epoch", "10")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     yield save_dir
 
 
 def test_two_ranks_stop_at_a_signal_to_the_first_and_continue_bit_for_bit(
-    library: Path, whole: Path, tmp_path: Path
+    start: Start, whole: Path, tmp_path: Path
 ) -> None:
     """In the middle of an epoch of three steps and of a row of two."""
     save_dir = tmp_path / "run"
     flags = ("--n_device", "2", "--n_epoch", "10")
-    process = start(library, save_dir, 0.3, *flags)
+    process = start(save_dir, 0.3, *flags)
     wait_for_step(save_dir, 4, process)
     signalled = time.monotonic()
     process.send_signal(signal.SIGTERM)
@@ -91,7 +78,7 @@ def test_two_ranks_stop_at_a_signal_to_the_first_and_continue_bit_for_bit(
     (step,) = steps_saved(save_dir)
     assert 4 <= step < 30 and f"after step {step}." in err
 
-    again = start(library, save_dir, 0.0, *flags)
+    again = start(save_dir, 0.0, *flags)
     _, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
     assert losses(save_dir) == losses(whole)
@@ -101,14 +88,14 @@ def test_two_ranks_stop_at_a_signal_to_the_first_and_continue_bit_for_bit(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_to_the_whole_group_saves_and_another_run_may_not_join(
-    library: Path, tmp_path: Path, number: int
+    start: Start, tmp_path: Path, number: int
 ) -> None:
     """As the terminal and SLURM send them: to the trainer and to its workers."""
     save_dir = tmp_path / "run"
-    process = start(library, save_dir, 0.2)
+    process = start(save_dir, 0.2)
     wait_for_step(save_dir, 2, process)
     if number == signal.SIGINT:
-        second = start(library, save_dir, 0.0)
+        second = start(save_dir, 0.0)
         _, err = second.communicate(timeout=60)
         assert second.returncode == 2, err
         assert f"in use by process {process.pid}" in err

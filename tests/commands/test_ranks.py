@@ -1,0 +1,167 @@
+"""What one rank does to the others: whole runs of two."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+FLAGS = (
+    *("--n_epoch", "200", "--warmup_epochs", "1", "--n_worker", "1", "--log_every", "1"),
+    *("--save_frequency", "1", "--mask_ratio", "0.75", "--batch_size", "4", "--n_device", "2"),
+)
+# What rank 1 does when it draws the masks of its n-th batch (two are DDP's warm-up).
+AT_STEP = """
+from kinetics400.methods.videomae import VideoMAE
+draw, calls = VideoMAE.draw, []
+def drawn(self, keys):
+    calls.append(1)
+    if os.environ.get("LOCAL_RANK") == "1" and len(calls) - 2 == {step}:
+        {action}
+    return draw(self, keys)
+VideoMAE.draw = drawn
+"""
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(start_run: Start, tmp_path: Path) -> Iterator[Start]:
+    started = []
+
+    def run(*flags: str, step: int = 0, action: str = "pass", **more: str) -> subprocess.Popen[str]:
+        prelude = AT_STEP.format(step=step, action=action) + more.pop("prelude", "")
+        process = start_run("pretrain", tmp_path / "run", *FLAGS, *flags, prelude=prelude, **more)
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def alive_in_group(group: int) -> list[int]:
+    """Processes that have not ended, of a group whose leader was started here."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            state, _, its_group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):
+            continue
+        if int(its_group) == group and state != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+def ended(process: subprocess.Popen[str], seconds: float) -> str:
+    """Standard error of a run that ends in time, and leaves no process behind."""
+    _, err = process.communicate(timeout=90)
+    end = time.monotonic() + 10
+    while alive := alive_in_group(process.pid):
+        assert time.monotonic() < end, f"{len(alive)} processes are left: {err}"
+        time.sleep(0.1)
+    return err
+
+
+def test_an_error_of_one_rank_ends_all_and_is_told_with_rank_step_and_slots(
+    start: Start,
+) -> None:
+    process = start(step=5, action="raise ValueError('of rank 1')")
+    err = ended(process, 15)
+    assert process.returncode not in (0, None)
+    assert "[rank 1] ValueError: of rank 1" in err
+    assert "[rank 1] in step 5 (epoch 1, slots 8 to 15)" in err
+
+
+def test_a_killed_rank_ends_all(start: Start, tmp_path: Path) -> None:
+    process = start(step=5, action="os.kill(os.getpid(), 9)")
+    ended(process, 15)
+    assert process.returncode not in (0, None)
+    (newest,) = [f.name for f in (tmp_path / "run/checkpoints").iterdir()]
+    assert newest == "step-0000000003"
+
+
+def test_a_stopped_rank_ends_all_after_the_timeout(start: Start) -> None:
+    process = start("--rank_timeout", "4", step=5, action="os.kill(os.getpid(), 19)")
+    err = ended(process, 24)
+    assert process.returncode not in (0, None)
+    assert "[rank 0] in step 5" in err
+
+
+@pytest.mark.parametrize(
+    ("prelude", "named"),
+    [
+        ("if os.environ.get('LOCAL_RANK') == '1': sys.argv += ['--lr', '2e-3']", "peak_lr"),
+        (
+            "import torch\nfrom kinetics400.commands import session\nreal = session.checksum\n"
+            "session.checksum = lambda m: real(m) + int(os.environ.get('LOCAL_RANK', 0))",
+            "the weights",
+        ),
+    ],
+)
+def test_ranks_that_were_started_differently_are_refused_before_the_first_step(
+    prelude: str, named: str, start: Start, tmp_path: Path
+) -> None:
+    process = start(prelude=prelude)
+    err = ended(process, 15)
+    assert process.returncode == 2, err
+    assert f"{named} (rank 1)" in err and "Traceback" not in err
+    assert not (tmp_path / "run/metrics.jsonl").read_text()
+
+
+def test_a_bit_flipped_on_one_rank_is_found_before_it_is_saved(
+    start: Start, tmp_path: Path
+) -> None:
+    flip = "self.encoder.blocks[0].attn.proj.weight.data.view(-1)[0].mul_(1 + 2.0**-20)"
+    process = start(step=5, action=flip)
+    err = ended(process, 15)
+    assert process.returncode == 1, err
+    assert "the ranks have drifted: after step 6" in err and "Traceback" not in err
+    (newest,) = [f.name for f in (tmp_path / "run/checkpoints").iterdir()]
+    assert newest == "step-0000000003"
+
+
+def test_a_bad_batch_of_one_rank_is_skipped_by_both(start: Start, tmp_path: Path) -> None:
+    bad = "keys = keys; self.mask_token.data.mul_(float('nan'))"
+    process = start("--n_epoch", "4", step=5, action=bad)
+    err = ended(process, 15)
+    # Weights that are not finite on one rank: every step from here on is skipped, on both.
+    assert process.returncode == 1, err
+    assert "3 steps in a row" in err
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert [row["skipped_share"] for row in rows[:4]] == [0.0] * 4
+
+
+def test_torchrun_restarts_a_run_that_continues(start: Start, tmp_path: Path) -> None:
+    """Rank 1 fails once; the restarted run goes on from the checkpoint and finishes."""
+    flag = tmp_path / "failed"
+    fail = f"os.path.exists({str(flag)!r}) or (open({str(flag)!r}, 'w').close(), os._exit(3))"
+    torchrun = (
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc_per_node", "2", "--max_restarts", "3"),
+    )
+    process = start("--n_epoch", "4", step=5, action=fail, launcher=torchrun)
+    err = ended(process, 60)
+    assert process.returncode == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+
+
+def test_a_run_that_fails_at_the_same_step_again_and_again_is_not_restarted_for_ever(
+    start: Start, tmp_path: Path
+) -> None:
+    torchrun = (
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc_per_node", "1", "--max_restarts", "9"),
+    )
+    action = "pass\n    if len(calls) == 5: os._exit(3)"
+    process = start("--n_device", "1", "--save_frequency", "100", action=action, launcher=torchrun)
+    err = ended(process, 60)
+    assert process.returncode != 0
+    assert "2 restarts have not come further than step 0" in err
+    assert json.loads((tmp_path / "run/.restarts.json").read_text())["restarts"] == 2
