@@ -46,11 +46,14 @@ from kinetics400.engine.interruption import Interruption
 from kinetics400.engine.lock import locked
 from kinetics400.engine.log import RunLog, is_evaluated
 from kinetics400.engine.optim import build_optimizer, count_parameters
-from kinetics400.engine.ranks import fail_fast
+from kinetics400.engine.ranks import fail_fast, meet_again
 from kinetics400.engine.restarts import require_progress
 from kinetics400.engine.trainer import Plan, fit
+from kinetics400.engine.updates import require_finite_weights
 from kinetics400.errors import Failure, InputError
 from kinetics400.methods.base import Method
+
+START_SECONDS = 300  # in which all processes must have come: their machines may be slow to import
 
 
 def meta_device(config: RunConfig) -> AbstractContextManager[Any]:
@@ -105,12 +108,16 @@ def launch(device: DeviceFlags) -> Fabric:
             "give both the same number, or leave torchrun out (it is not needed on one machine)"
         )
     strategy: DDPStrategy | str = "auto"
+    on = accelerator(device)
+    patience = max(START_SECONDS, device.rank_timeout)
+    meet_again(os.environ, backend="nccl" if on == "cuda" else "gloo", timeout=patience)
     if device.n_device > 1:
         strategy = DDPStrategy(
-            gradient_as_bucket_view=True, timeout=timedelta(seconds=device.rank_timeout)
+            gradient_as_bucket_view=True,
+            timeout=timedelta(seconds=patience),
         )
     fabric = Fabric(
-        accelerator=accelerator(device),
+        accelerator=on,
         devices=device.n_device,
         strategy=strategy,
         precision=device.precision,
@@ -118,7 +125,7 @@ def launch(device: DeviceFlags) -> Fabric:
     if "LOCAL_RANK" in os.environ and "LOCAL_WORLD_SIZE" not in os.environ:
         die_with_parent(os.getppid())  # started by rank 0, not by torchrun
     fabric.launch()
-    fail_fast(fabric)
+    fail_fast(fabric, timeout=device.rank_timeout)
     return fabric
 
 
@@ -225,6 +232,7 @@ def _train(
 
     def save(step: int, means: Mapping[str, torch.Tensor]) -> None:
         drift.now(step)
+        require_finite_weights(method, step)  # of all ranks, as they are the same
         saver(step, means)
         interruption.saved()
 

@@ -1,23 +1,60 @@
-"""How a rank ends when it fails: at once and by name, so that no other waits for it."""
+"""How ranks meet after a restart, and how one ends when it fails: at once and by name."""
 
 import faulthandler
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
+from datetime import timedelta
 from types import TracebackType
 
+import torch.distributed
 from lightning.fabric import Fabric
+from torch.distributed import distributed_c10d as c10d
+from torch.distributed.rendezvous import rendezvous
 
 
-def fail_fast(fabric: Fabric) -> None:
+def meet_again(environment: Mapping[str, str], *, backend: str, timeout: float) -> None:
+    """Join the other ranks of a torchrun; nothing happens without one.
+
+    Its store outlives the processes (torch 2.15): after a restart a rank would read in it where
+    another listened before, and connect to nobody. So each attempt gets names of its own.
+
+    Args:
+        environment: what torchrun says.
+        backend: of torch.distributed.
+        timeout: seconds in which all must have come.
+    """
+    if "TORCHELASTIC_RESTART_COUNT" not in environment or environment["WORLD_SIZE"] == "1":
+        return
+    span = timedelta(seconds=timeout)
+    store, rank, world_size = next(rendezvous("env://", timeout=span))
+    attempt = f"attempt {environment['TORCHELASTIC_RESTART_COUNT']}"
+    torch.distributed.init_process_group(
+        backend,
+        store=c10d.PrefixStore(attempt, store),
+        rank=rank,
+        world_size=world_size,
+        timeout=span,
+    )
+
+
+def fail_fast(fabric: Fabric, *, timeout: float) -> None:
     """End this process at an uncaught error, told with its rank; no teardown, which may hang.
 
     The other ranks find their connections closed. SIGUSR2 has a process print its stacks.
+
+    Args:
+        fabric: launched.
+        timeout: seconds that a rank waits for the others from here on.
     """
     faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
     if fabric.world_size == 1:
         return
+    # The public function is newer than the oldest torch supported.
+    set_timeout = getattr(c10d, "set_timeout", None) or c10d._set_pg_timeout
+    set_timeout(timedelta(seconds=timeout))
     rank = fabric.global_rank
 
     def leave(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

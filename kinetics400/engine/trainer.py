@@ -18,7 +18,7 @@ from kinetics400.engine.interruption import Decision
 from kinetics400.engine.log import RunLog
 from kinetics400.engine.meter import Meter
 from kinetics400.engine.optim import set_lr
-from kinetics400.engine.updates import Updates, gradient_norm, require_finite_weights
+from kinetics400.engine.updates import Updates, gradient_norm
 from kinetics400.errors import Stopped
 from kinetics400.methods.base import Method
 
@@ -168,7 +168,6 @@ def fit(
             # Before the evaluation: that may be repeated.
             if save is not None and (at_epoch or decision.save or decision.stop):
                 updates.read(log.say)
-                require_finite_weights(method, done)
                 save(done, meter.sums())
                 meter.restart_clock()
             if decision.stop:
