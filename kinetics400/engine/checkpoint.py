@@ -20,18 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from kinetics400.data.storage import fsync_folder, write_atomic
 from kinetics400.engine.agreement import Agreement
 from kinetics400.engine.average import WeightAverage
-from kinetics400.engine.optim import load_optimizer_state, optimizer_state
+from kinetics400.engine.optim import blank_state, load_optimizer_state, optimizer_state
 from kinetics400.engine.retention import drop_from_cache, prune, step_folders
 from kinetics400.errors import InputError, StorageError
 from kinetics400.methods.base import Method
-from kinetics400.tensors import save_tensors
+from kinetics400.tensors import load_tensors, save_tensors
 
 SCHEMA = 1
 AVERAGE = "average.safetensors"
@@ -212,9 +211,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
                 + remedy
             )
         for name, entry in manifest.items():
-            if _sha256(folder / name) != entry["sha256"]:
+            found = {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+            if found != entry:
                 raise InputError(
-                    f"checkpoint {folder}: {name} is damaged (its sha256 differs from the "
+                    f"checkpoint {folder}: {name} is damaged (its size or sha256 differs from the "
                     f"manifest's). {remedy}"
                 )
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -222,10 +222,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder} is not a complete checkpoint: {error}. {remedy}") from error
-    if state.get("schema") != SCHEMA:
-        raise InputError(
-            f"checkpoint {folder} has schema {state.get('schema')}, this version reads {SCHEMA}"
-        )
+    if not isinstance(state, dict) or state.get("schema") != SCHEMA:
+        schema = state.get("schema") if isinstance(state, dict) else None
+        raise InputError(f"checkpoint {folder} has schema {schema}, this version reads {SCHEMA}")
+    kinds = {"step": int, "agreed": dict, "precision": dict}
+    if wrong := [name for name, kind in kinds.items() if type(state.get(name)) is not kind]:
+        raise InputError(f"checkpoint {folder}: state.json has no {', '.join(wrong)}. {remedy}")
     return Checkpoint(folder, state["step"], state)
 
 
@@ -239,20 +241,30 @@ def load_checkpoint(
 ) -> dict[str, Tensor]:
     """Put model, moments, average, loss scale and this rank's random state back.
 
+    Raises:
+        InputError: a file does not hold what it should, though it is as its manifest says.
+
     Returns:
         This rank's sums since the last log line; none when the number of ranks has changed.
     """
     folder = checkpoint.folder
-    method.load_state_dict(load_file(folder / "model.safetensors"))
-    load_optimizer_state(optimizer, load_file(folder / "optimizer.safetensors"))
+    method.load_state_dict(load_tensors(folder / "model.safetensors", method.state_dict()))
+    moments = load_tensors(folder / "optimizer.safetensors", blank_state(optimizer))
+    load_optimizer_state(optimizer, moments)
     if average is not None:
-        average.load_state(load_file(folder / AVERAGE))
-    fabric.strategy.precision.load_state_dict(checkpoint.state["precision"])
+        average.load_state(load_tensors(folder / AVERAGE, average.state()))
+    try:
+        fabric.strategy.precision.load_state_dict(checkpoint.state["precision"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{folder}/state.json: no loss scale of this precision") from error
     own = folder / f"rank-{fabric.global_rank:05}.safetensors"
     if not own.exists():  # the number of ranks has grown: then they start afresh
         return {}
-    state = load_file(own)
-    _restore_random_state(state)
+    state = load_tensors(own)
+    try:
+        _restore_random_state(state)
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InputError(f"{own} does not hold the state of the generators: {error}") from error
     if len(list(folder.glob("rank-*.safetensors"))) != fabric.world_size:
         return {}
     return {

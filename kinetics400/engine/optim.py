@@ -59,6 +59,18 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, torch.Tensor]:
     }
 
 
+def blank_state(optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    """What `optimizer_state` will give after a step, without values (on "meta")."""
+    return {
+        f"{name}.{moment}": torch.empty_like(parameter, device="meta")
+        if moment != "step"
+        else torch.empty((), device="meta")
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        for moment in MOMENTS[type(optimizer)]
+    }
+
+
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, torch.Tensor]) -> None:
     """Put the moments back.
 
