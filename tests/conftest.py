@@ -1,6 +1,8 @@
 """Small videos and a small dataset, encoded here. Fixtures only: nothing is imported from here."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -81,3 +83,52 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append(f"{name} {i % 4}\n")
         (folder / f"kinetics400_{split}_list_videos.txt").write_text("".join(rows))
     return folder
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tiny_flags() -> tuple[str, ...]:
+    """A model that learns something in a second."""
+    return (
+        *("--model_name", "tiny", "--input_size", "32", "--patch_size", "8", "--num_frames", "4"),
+        *("--sampling_rate", "2", "--lr", "1e-3", "--accelerator", "cpu"),
+    )
+
+
+@pytest.fixture(scope="session")
+def start_run(library: Path, tiny_flags: tuple[str, ...]) -> Callable[..., subprocess.Popen[str]]:
+    """`start_run("pretrain", save_dir, *flags, prelude="")`: a tiny model, in its own processes.
+
+    `prelude` is Python, run by every rank before the command; `launcher` starts the script instead
+    of Python. Standard output and error are pipes; the processes are a group.
+    """
+
+    def start(
+        command: str,
+        save_dir: Path,
+        *flags: str,
+        prelude: str = "",
+        launcher: tuple[str, ...] = (sys.executable,),
+    ) -> subprocess.Popen[str]:
+        root = Path(__file__).resolve().parents[1]
+        code = save_dir.with_suffix(".py")
+        code.parent.mkdir(parents=True, exist_ok=True)
+        code.write_text(
+            f"import os, sys, time\nfrom kinetics400.__main__ import run_command\n{prelude}\n"
+            f"sys.exit(run_command({command!r}, sys.argv[1:]))\n"
+        )
+        where = ("--data_dir", str(library), "--save_dir", str(save_dir))
+        paths = [str(root), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        return subprocess.Popen(
+            [*launcher, str(code), *tiny_flags, *where, *flags],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start

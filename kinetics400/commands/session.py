@@ -42,6 +42,7 @@ from kinetics400.engine.checkpoint import (
     set_aside_later,
 )
 from kinetics400.engine.drift import DriftCheck, checksum
+from kinetics400.engine.generators import seed_generators
 from kinetics400.engine.interruption import Interruption
 from kinetics400.engine.lock import locked
 from kinetics400.engine.log import RunLog, is_evaluated
@@ -217,7 +218,7 @@ def _train(
     optimizer = build_optimizer(run.optimizer, run.groups, betas=run.betas, fused=fused)
     average = None if run.ema_decay is None else WeightAverage(method, run.ema_decay)
     # Dropout and drop path differ between ranks; what belongs to a sample comes from its key.
-    torch.manual_seed(keys.combine(config.run.seed, fabric.global_rank).item())
+    seed_generators(int(keys.combine(config.run.seed, fabric.global_rank)))
     means: Mapping[str, torch.Tensor] = {}
     if checkpoint is not None:
         means = load_checkpoint(

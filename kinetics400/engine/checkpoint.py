@@ -9,16 +9,12 @@
 
 import hashlib
 import json
-import math
-import random
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
@@ -26,6 +22,7 @@ from torch.optim import Optimizer
 from kinetics400.data.storage import fsync_folder, write_atomic
 from kinetics400.engine.agreement import Agreement
 from kinetics400.engine.average import WeightAverage
+from kinetics400.engine.generators import random_state, restore_random_state
 from kinetics400.engine.optim import blank_state, load_optimizer_state, optimizer_state
 from kinetics400.engine.retention import drop_from_cache, prune, step_folders
 from kinetics400.errors import InputError, StorageError
@@ -88,7 +85,7 @@ def save_checkpoint(
     def write_rank() -> None:
         state = {f"{_MEANS}{name}": value for name, value in (means or {}).items()}
         name = f"rank-{fabric.global_rank:05}.safetensors"
-        save_tensors(temporary / name, {**_random_state(), **state})
+        save_tensors(temporary / name, {**random_state(), **state})
 
     def write_shared() -> None:
         save_tensors(temporary / "model.safetensors", method.state_dict())
@@ -262,7 +259,7 @@ def load_checkpoint(
         return {}
     state = load_tensors(own)
     try:
-        _restore_random_state(state)
+        restore_random_state(state)
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{own} does not hold the state of the generators: {error}") from error
     if len(list(folder.glob("rank-*.safetensors"))) != fabric.world_size:
@@ -295,43 +292,3 @@ def check_agreement(checkpoint: Checkpoint, agreed: Mapping[str, Any]) -> None:
 def _sha256(file: Path) -> str:
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _random_state() -> dict[str, Tensor]:
-    """State of torch's, numpy's and Python's generators as tensors; NaN for no cached Gaussian."""
-    _, python_state, python_gauss = random.getstate()
-    numpy_state: Any = np.random.get_state()
-    _, numpy_keys, position, has_gauss, numpy_gauss = numpy_state
-    gauss = [
-        float("nan") if python_gauss is None else python_gauss,
-        numpy_gauss if has_gauss else float("nan"),
-    ]
-    state = {
-        "torch": torch.get_rng_state(),
-        "python": torch.tensor(python_state),
-        "numpy": torch.tensor([*numpy_keys.tolist(), position]),
-        "gauss": torch.tensor(gauss, dtype=torch.float64),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _restore_random_state(state: Mapping[str, Tensor]) -> None:
-    python_gauss, numpy_gauss = (
-        None if math.isnan(value) else value for value in state["gauss"].tolist()
-    )
-    torch.set_rng_state(state["torch"])
-    random.setstate((3, tuple(state["python"].tolist()), python_gauss))
-    *numpy_keys, position = state["numpy"].tolist()
-    np.random.set_state(
-        (
-            "MT19937",
-            np.array(numpy_keys, dtype=np.uint32),
-            position,
-            int(numpy_gauss is not None),
-            numpy_gauss or 0.0,
-        )
-    )
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

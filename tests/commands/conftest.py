@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import tarfile
 from collections import defaultdict
@@ -21,7 +20,6 @@ from kinetics400.data import intake
 from kinetics400.data.isolation import Result
 from kinetics400.data.transcode import Encoder, EncodeSettings, transcode_video
 
-ROOT = Path(__file__).resolve().parents[2]
 LISTS = ("kinetics400_train_list_videos.txt", "kinetics400_val_list_videos.txt")
 
 
@@ -232,50 +230,3 @@ def killed_at() -> Callable[[int, Callable[[], object]], int]:
         return int(answer or 0)
 
     return run
-
-
-# --- runs -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def tiny_flags() -> tuple[str, ...]:
-    """A model that learns something in a second."""
-    return (
-        *("--model_name", "tiny", "--input_size", "32", "--patch_size", "8", "--num_frames", "4"),
-        *("--sampling_rate", "2", "--lr", "1e-3", "--accelerator", "cpu"),
-    )
-
-
-@pytest.fixture(scope="session")
-def start_run(library: Path, tiny_flags: tuple[str, ...]) -> Callable[..., subprocess.Popen[str]]:
-    """`start_run("pretrain", save_dir, *flags, prelude="")`: a tiny model, in its own processes.
-
-    `prelude` is Python, run by every rank before the command; `launcher` starts the script instead
-    of Python. Standard output and error are pipes; the processes are a group.
-    """
-
-    def start(
-        command: str,
-        save_dir: Path,
-        *flags: str,
-        prelude: str = "",
-        launcher: tuple[str, ...] = (sys.executable,),
-    ) -> subprocess.Popen[str]:
-        code = save_dir.with_suffix(".py")
-        code.parent.mkdir(parents=True, exist_ok=True)
-        code.write_text(
-            f"import os, sys, time\nfrom kinetics400.__main__ import run_command\n{prelude}\n"
-            f"sys.exit(run_command({command!r}, sys.argv[1:]))\n"
-        )
-        where = ("--data_dir", str(library), "--save_dir", str(save_dir))
-        return subprocess.Popen(
-            [*launcher, str(code), *tiny_flags, *where, *flags],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    return start

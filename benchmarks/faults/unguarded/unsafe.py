@@ -18,7 +18,7 @@ def save_checkpoint(fabric, root, *, step, method, optimizer, agreed, **_):
     state = {"schema": safe.SCHEMA, "step": step, "precision": {}, "agreed": dict(agreed)}
     (folder / "state.json").write_text(json.dumps(state))
     tensors = {
-        "rank-00000.safetensors": safe._random_state(),
+        "rank-00000.safetensors": safe.random_state(),
         "model.safetensors": method.state_dict(),
         "optimizer.safetensors": optimizer_state(optimizer),
     }

@@ -1,4 +1,4 @@
-"""Many injections into checkpoints; `make faults` runs them, with and without their guards."""
+"""Many injections into checkpoints. `make faults` runs them, with and without their guards."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from lightning.fabric import Fabric
 
@@ -22,6 +23,8 @@ from kinetics400.engine.retention import step_folders
 from kinetics400.errors import Failure, StorageError
 from kinetics400.methods.classification import Classification
 from kinetics400.models.vit import VitConfig
+
+pytestmark = pytest.mark.campaign
 
 VIT = VitConfig(embed_dim=32, depth=2, num_heads=2, image_size=16, patch_size=8, num_frames=2)
 Record = Callable[[str, object], None]

@@ -1,0 +1,122 @@
+"""Interrupted equals uninterrupted: losses as hex, all files of the checkpoint, samples in order.
+
+A run of two epochs of three steps is stopped after a step, as by a signal, and continued with
+another number of workers. Pairs of stop, workers and ranks; all of them with KINETICS400_GRID=full.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.campaign
+
+STOPS, WORKERS, RANKS = range(1, 7), (0, 1, 2, 4), (1, 2, 4)
+STEPS = 6
+COMMON = (
+    *("--n_epoch", "2", "--warmup_epochs", "1", "--log_every", "1", "--save_frequency", "1"),
+    *("--save_minutes", "0"),
+)
+OWN = {
+    "pretrain": ("--mask_ratio", "0.75"),
+    "train": (
+        *("--num_classes", "4", "--views", "1x1", "--ema_decay", "0.9", "--drop_path_rate", "0.3"),
+        *("--head_dropout", "0.2", "--mixup", "0.8", "--cutmix", "1.0", "--accumulate", "2"),
+    ),
+}
+# Writes down what each rank learns from; stops after a step.
+WATCHED = """
+from kinetics400.commands import session
+from kinetics400.engine import interruption
+fit, steps = session.fit, []
+def watched(fabric, method, optimizer, batches, **more):
+    def noted():
+        for batch, failures in batches:
+            with open({notes!r} + str(fabric.global_rank), "a") as file:
+                print(batch.keys.tolist(), file=file)
+            yield batch, failures
+    fit(fabric, method, optimizer, noted(), **more)
+session.fit = watched
+def decide(self):
+    steps.append(1)
+    return interruption.Decision(stop=15 if len(steps) == {stop} else 0)
+interruption.Interruption.decide = decide
+"""
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def run(start: Start, command: str, save_dir: Path, ranks: int, workers: int, stop: int) -> None:
+    micro = 2 if command == "train" else 1
+    flags = ("--n_device", str(ranks), "--n_worker", str(workers))
+    batch = ("--batch_size", str(8 // ranks // micro))
+    prelude = WATCHED.format(notes=str(save_dir) + ".rank", stop=stop)
+    process = start(command, save_dir, *COMMON, *OWN[command], *flags, *batch, prelude=prelude)
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == (75 if stop > 0 else 0), err
+
+
+def found(save_dir: Path, ranks: int) -> dict[str, object]:
+    rows = map(json.loads, (save_dir / "metrics.jsonl").read_text().splitlines())
+    last = save_dir / f"checkpoints/step-{STEPS:010}"
+    return {
+        "losses": [float(row["loss"]).hex() for row in rows if "loss" in row],
+        "samples": [Path(f"{save_dir}.rank{rank}").read_text() for rank in range(ranks)],
+        **{
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(last.glob("*.safetensors"))
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(
+    start_run: Start, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, int], dict[str, object]]:
+    """The uninterrupted run."""
+    known: dict[tuple[str, int], dict[str, object]] = {}
+
+    def of(command: str, ranks: int) -> dict[str, object]:
+        if (command, ranks) not in known:
+            save_dir = tmp_path_factory.mktemp("whole") / "run"
+            run(start_run, command, save_dir, ranks, workers=1, stop=-1)
+            known[command, ranks] = found(save_dir, ranks)
+        return known[command, ranks]
+
+    return of
+
+
+def grid() -> list[tuple[str, int, int, int]]:
+    if os.environ.get("KINETICS400_GRID") == "full":
+        return list(product(OWN, STOPS, WORKERS, RANKS))
+    commands = tuple(OWN)
+    return [
+        (commands[(i + j) % 2], stop, workers, RANKS[(i + j) % 3])
+        for i, stop in enumerate(STOPS)
+        for j, workers in enumerate(WORKERS)
+    ]
+
+
+@pytest.mark.parametrize(("command", "stop", "workers", "ranks"), grid())
+def test_a_stopped_run_continues_to_the_last_bit(
+    command: str,
+    stop: int,
+    workers: int,
+    ranks: int,
+    start_run: Start,
+    whole: Callable[[str, int], dict[str, object]],
+    tmp_path: Path,
+) -> None:
+    save_dir = tmp_path / "run"
+    others = WORKERS[(WORKERS.index(workers) + 1) % len(WORKERS)]
+    run(start_run, command, save_dir, ranks, workers, stop)
+    run(start_run, command, save_dir, ranks, others, -1)
+    expected = whole(command, ranks)
+    assert len(expected["losses"]) == STEPS and len(expected) == 2 + 2 + ranks + (
+        command == "train"
+    )
+    assert found(save_dir, ranks) == expected
