@@ -21,7 +21,7 @@ STAMP := $(VENV)/.kinetics400-$(KEY)
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format bench fidelity fidelity-augment fidelity-curves doctor-proof docs clean
+.PHONY: help env demo test check format bench fidelity fidelity-augment fidelity-curves faults faults-full doctor-proof docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,14 @@ fidelity-curves: $(STAMP)  ## compare learning curves with a plain loop around t
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) -m kinetics400 bench fidelity-curves --json results/fidelity_curves.json
 	$(PYTHON) docs/tables
 	$(PYTHON) docs/figures.py
+
+faults: $(STAMP)  ## inject every fault, with and without its guard, half an hour
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) benchmarks/faults/campaign.py results/faults.json
+	$(PYTHON) docs/tables
+
+faults-full: $(STAMP)  ## the same with all of exact resume: stops x workers x ranks, two hours
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) benchmarks/faults/campaign.py results/faults.json --full
+	$(PYTHON) docs/tables
 
 doctor-proof: $(STAMP)  ## time the doctor on 246,535 files (1 GB of disk for some minutes)
 	$(PYTHON) benchmarks/doctor_speed.py benchmarks/results/doctor_speed.json

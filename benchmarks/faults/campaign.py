@@ -1,0 +1,149 @@
+"""Inject every fault, then again with its guard taken away: `make faults`, results/faults.json.
+
+A case is green when all its tests pass with the guard, and at least one fails without it.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cases import CASES, LEFT_OUT, Case
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+LONGEST = 3600.0  # seconds that a case may take; a control that hangs is red much earlier
+LONGEST_CONTROL = 240.0
+
+
+@dataclass
+class Outcome:
+    """What pytest says of one run."""
+
+    n_tests: int = 0
+    n_failed: int = 0
+    properties: dict[str, str] = field(default_factory=dict)
+    is_hung: bool = False
+    told: str = ""
+
+    @property
+    def is_green(self) -> bool:
+        return self.n_tests > 0 and not self.n_failed and not self.is_hung
+
+
+def run_tests(tests: tuple[str, ...], *, unguarded: str, seconds: float) -> Outcome:
+    """Run tests in a process of their own, without a guard if one is named."""
+    with tempfile.TemporaryDirectory(prefix="kinetics400-faults-") as folder:
+        report = Path(folder) / "report.xml"
+        picked = [test if test[0] == "-" else f"tests/{test}" for test in tests if test != ""]
+        if "-k" in picked:
+            picked[picked.index("-k") + 1] = tests[tests.index("-k") + 1]
+        environment = {**os.environ, "UNGUARDED": unguarded}
+        paths = [str(HERE / "unguarded")] if unguarded else []
+        environment["PYTHONPATH"] = os.pathsep.join([*paths, str(ROOT)])
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider"),
+                *(["--maxfail=1"] if unguarded else []),
+                *(f"--junitxml={report}", f"--basetemp={folder}/t", *picked),
+            ],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            told, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return Outcome(is_hung=True)
+        if not report.exists():
+            return Outcome(told=told)
+        cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+        ran = [case for case in cases if case.find("skipped") is None]
+        failed = [c for c in ran if c.find("failure") is not None or c.find("error") is not None]
+        properties = {
+            p.get("name", ""): p.get("value", "") for case in ran for p in case.iter("property")
+        }
+        return Outcome(len(ran), len(failed), properties, told=told)
+
+
+def run_case(case: Case) -> dict[str, Any]:
+    """One row of the result."""
+    started = time.monotonic()
+    found = run_tests(case.tests, unguarded="", seconds=LONGEST)
+    control = run_tests(
+        case.control_tests or case.tests, unguarded=case.control, seconds=LONGEST_CONTROL
+    )
+    extra = int(found.properties.get("injected", 1)) - 1  # a test that injects many times
+    injected = found.n_tests + extra
+    missing = found.n_failed
+    if extra and found.n_failed:
+        missing = injected - int(found.properties["survived"])
+    row = {
+        "row": case.row,
+        "name": case.name,
+        "promise": case.promise,
+        "injected": injected,
+        "survived": injected - missing if not found.is_hung else 0,
+        "figure": found.properties.get(
+            "figure", f"{found.n_tests - found.n_failed} of {found.n_tests} tests"
+        ),
+        "control": case.control,
+        "control_failed": control.is_hung or control.n_failed > 0,
+        "tests": list(case.tests),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if not found.is_green:
+        print(found.told[-4000:], file=sys.stderr)
+    if not row["control_failed"]:
+        print(f"the control is green: {control.told[-1500:]}", file=sys.stderr)
+    return row
+
+
+def main() -> int:
+    """Run the campaign; 1 if a fault is not survived or a control not noticed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("json", type=Path)
+    parser.add_argument("--full", action="store_true", help="the whole grid of exact resume")
+    parser.add_argument("--only", nargs="*", default=[], help="rows; others stay as they are")
+    flags = parser.parse_args()
+    if flags.full:
+        os.environ["KINETICS400_GRID"] = "full"
+    known = {}
+    if flags.json.exists():
+        known = {row["row"]: row for row in json.loads(flags.json.read_text())["cases"]}
+    rows = []
+    for case in CASES:
+        if flags.only and case.row not in flags.only:
+            rows += [known[case.row]] if case.row in known else []
+            continue
+        row = run_case(case)
+        rows.append(row)
+        green = row["survived"] == row["injected"] and row["control_failed"]
+        print(
+            f"{row['row']:<11}{row['name'][:58]:<60}{row['survived']:>5} of {row['injected']:<5}"
+            f"control {'red' if row['control_failed'] else 'GREEN':<6}{row['seconds']:>6.0f} s"
+            f"{'' if green else '  FAILED'}",
+            flush=True,
+        )
+        result = {"benchmark": "faults", "full_grid": flags.full, "cases": rows}
+        flags.json.write_text(json.dumps({**result, "left_out": LEFT_OUT}, indent=2) + "\n")
+    bad = [r for r in rows if r["survived"] != r["injected"] or not r["control_failed"]]
+    print(f"{len(rows) - len(bad)} of {len(rows)} faults survived, each with a control that failed")
+    return 1 if bad or len(rows) < len(CASES) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""The faults of the campaign: what is injected by which tests, and the guard that is taken away.
+
+Rows are those of docs/reliability.md. A control is `module:attribute=expression` (see
+unguarded/sitecustomize.py): with it the same tests must fail.
+"""
+
+from dataclasses import dataclass
+
+CHECKPOINT = "kinetics400.engine.checkpoint"
+SESSION = "kinetics400.commands.session"
+UNSAFE_SAVE = "kinetics400.commands.saving:save_checkpoint=unsafe.save_checkpoint"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault."""
+
+    row: str
+    name: str
+    promise: str
+    tests: tuple[str, ...]
+    """Below tests/, as pytest takes them."""
+    control: str
+    """The guard that is taken away."""
+    control_tests: tuple[str, ...] = ()
+    """Which tests then must fail; by default all of `tests` together."""
+
+
+CASES = (
+    Case(
+        "1", "killed at any instant, 200 times",
+        "the last checkpoint loads, at most one interval is lost, the result is bit-equal",
+        ("faults/test_checkpoints.py::test_a_run_killed_200_times_loses_at_most_one_interval",),
+        f"{CHECKPOINT}:save_checkpoint=unsafe.save_checkpoint",
+    ),
+    Case(
+        "2", "newest checkpoint damaged: 64 flipped bits, 64 truncations",
+        "the file is named; an automatic resume takes the one before, an explicit one refuses",
+        ("faults/test_checkpoints.py::"
+         "test_64_flipped_bits_and_64_truncations_are_all_detected",
+         "engine/test_checkpoint.py::"
+         "test_a_damaged_one_is_passed_over_once_and_kept_under_another_name"),
+        f"{CHECKPOINT}:read_checkpoint=unsafe.read_checkpoint",
+    ),
+    Case(
+        "3", "disk full while saving, at 40 sizes",
+        "the last checkpoint is untouched, nothing is left over, the run lives and is told",
+        ("faults/test_checkpoints.py::"
+         "test_a_disk_that_is_full_at_any_byte_leaves_the_last_one_and_the_run",),
+        f"{CHECKPOINT}:save_checkpoint=unsafe.save_checkpoint",
+    ),
+    Case(
+        "4", "SIGTERM, SIGINT, SIGUSR1 to one rank or to all",
+        "saved at that step, exit code 75 within 20 s, continued bit for bit",
+        ("commands/test_signals.py",),
+        "kinetics400.engine.interruption:SIGNALS=()",
+    ),
+    Case(
+        "5", "interrupted = uninterrupted: stops × workers × ranks",
+        "losses as hex, every file of the checkpoint, every sample in its order are equal",
+        ("faults/test_resume.py",),
+        f"{CHECKPOINT}:restore_random_state=lambda state: None",
+        ("faults/test_resume.py::test_a_stopped_run_continues_to_the_last_bit[train-2-0-1]",),
+    ),
+    Case(
+        "5b", "the same, DDP not warmed up, four ranks",
+        "sums over ranks keep their order",
+        ("faults/test_resume.py::test_a_stopped_run_continues_to_the_last_bit[pretrain-5-1-4]",),
+        "kinetics400.engine.trainer:_warm_up=lambda *_: None",
+    ),
+    Case(
+        "5c", "the same, continued at another position",
+        "no sample twice, none left out",
+        ("faults/test_resume.py::test_a_stopped_run_continues_to_the_last_bit[pretrain-1-0-1]",),
+        f"{SESSION}:train_loader=lambda *a, start_step, **k: "
+        "original(*a, start_step=start_step + (start_step > 0), **k)",
+    ),
+    Case(
+        "6", "saving at every step",
+        "changes nothing in the run",
+        ("engine/test_checkpoint.py::test_saving_does_not_disturb_the_generators",),
+        f"{CHECKPOINT}:random_state=lambda: (original(), __import__('torch').rand(1))[0]",
+    ),
+    Case(
+        "7", "another number of ranks, the same global batch",
+        "the same samples and learning rates; losses within 1e-4",
+        ("commands/test_world_sizes.py",),
+        "kinetics400.data.keys:sample_key=lambda seed, epoch, slot, repeat=0: original(seed, epoch,"
+        " slot + 1000 * int(__import__('os').environ.get('LOCAL_RANK') or 0), repeat)",
+    ),
+    Case(
+        "8", "settings, list, seed or classes changed at a resume",
+        "refused with the difference, before the first step",
+        ("commands/test_training.py::test_another_setting_is_not_continued",),
+        f"{SESSION}:check_agreement=lambda *_: None",
+    ),
+    Case(
+        "9", "two runs in one folder; a lock that a dead process left",
+        "the second is refused at once; the dead one's lock is taken over",
+        ("engine/test_lock.py",
+         "commands/test_signals.py::"
+         "test_a_signal_to_the_whole_group_saves_and_another_run_may_not_join"),
+        f"{SESSION}:locked=lambda _: nullcontext()",
+    ),
+    Case(
+        "10", "the same step fails at every restart",
+        "no third restart without progress; what is saved stays",
+        ("commands/test_ranks.py::"
+         "test_a_run_that_fails_at_the_same_step_again_and_again_is_not_restarted_for_ever",
+         "engine/test_restarts.py"),
+        f"{SESSION}:require_progress=lambda *_: None",
+    ),
+    Case(
+        "11", "1,000 altered checkpoints; another schema",
+        "refused, or loaded as its manifest says; never a crash, never in silence",
+        ("faults/test_checkpoints.py::"
+         "test_a_thousand_altered_checkpoints_never_crash_and_never_load_in_silence",
+         "engine/test_checkpoint.py::test_another_schema_is_refused"),
+        f"{CHECKPOINT}:read_checkpoint=unsafe.read_checkpoint",
+    ),
+    Case(
+        "12", "one rank raises",
+        "all end within 15 s, no process is left; the cause is told with rank, step and slots",
+        ("commands/test_ranks.py::"
+         "test_an_error_of_one_rank_ends_all_and_is_told_with_rank_step_and_slots",),
+        f"{SESSION}:fail_fast=lambda *_, **__: None",
+    ),
+    Case(
+        "13", "one rank is killed",
+        "all end within 15 s, no process is left, the checkpoint before it stays",
+        ("commands/test_ranks.py::test_a_killed_rank_ends_all",),
+        "kinetics400.data.orphans:die_with_parent=lambda _: None",
+    ),
+    Case(
+        "14", "one rank is stopped (SIGSTOP)",
+        "all end after --rank_timeout",
+        ("commands/test_ranks.py::test_a_stopped_rank_ends_all_after_the_timeout",),
+        f"{SESSION}:fail_fast=lambda *_, **__: None",
+    ),
+    Case(
+        "15", "ranks disagree on settings or weights",
+        "refused before the first step, by name",
+        ("commands/test_ranks.py::"
+         "test_ranks_that_were_started_differently_are_refused_before_the_first_step",),
+        f"{SESSION}:_require_agreement=lambda *_: None",
+    ),
+    Case(
+        "18", "a bit flips in one rank's weights",
+        "found at the next checkpoint or within 200 steps, and not saved",
+        ("commands/test_ranks.py::test_a_bit_flipped_on_one_rank_is_found_before_it_is_saved",
+         "engine/test_drift.py"),
+        "kinetics400.engine.drift:DriftCheck.now=lambda self, step: None",
+    ),
+    Case(
+        "19", "bad files at preprocessing",
+        "quarantined with their reason; valid oddities pass",
+        ("data/test_verify.py",),
+        "kinetics400.data.verify:_check_complete=lambda *_: None",
+    ),
+    Case(
+        "20, 21", "files go bad after they were verified; the folder goes away",
+        "substitutes from the sample's key, counted and listed; too many stop the run",
+        ("commands/test_data_faults.py", "-k", "20_bad or 20_more or 21_"),
+        "kinetics400.commands.bad_videos:BadVideos.record=lambda *_: None",
+    ),
+    Case(
+        "22, 23", "the decoder hangs, crashes or is killed",
+        "the video is named, exit code 75, left out at the restart",
+        ("commands/test_data_faults.py", "-k", "22_23_a or 22_23_with"),
+        "kinetics400.commands.guard:VideoGuard.quarantined=lambda *_: {}",
+    ),
+    Case(
+        "24", "/dev/shm too small",
+        "said with the bytes needed, before the first step",
+        ("commands/test_data_faults.py", "-k", "24_"),
+        "kinetics400.data.shared_memory:shortage=lambda need: None",
+    ),
+    Case(
+        "26", "the trainer is killed",
+        "its workers end, no shared memory is left",
+        ("commands/test_data_faults.py", "-k", "26_"),
+        "kinetics400.data.orphans:die_with_parent=lambda _: None",
+    ),
+    Case(
+        "27", "broken list files",
+        "one error with the first ten lines; what must be accepted is",
+        ("data/test_annotations.py",),
+        "kinetics400.data.annotations:_problem=lambda *_: None",
+    ),
+    Case(
+        "28", "loss or gradient not finite on one rank",
+        "that update changes nothing on any rank; three in a row stop the run",
+        ("commands/test_ranks.py::test_a_bad_batch_of_one_rank_is_skipped_by_both",
+         "engine/test_updates.py", "engine/test_trainer.py", "-k",
+         "bad_batch or skip or finite or stop_the_run"),
+        "kinetics400.engine.updates:Updates.apply=lambda self, step, update, loss, norm: "
+        "(update(), torch.tensor(True))[1]",
+    ),
+    Case(
+        "17, 30, 31", "validation videos that cannot be read, uneven shares",
+        "each listed video counts once, unreadable ones as wrong, listed",
+        ("engine/test_evaluation.py",
+         "commands/test_evaluate.py::test_an_undecodable_video_is_wrong_and_listed_everywhere"),
+        "kinetics400.engine.evaluation:_no_scores=lambda n: torch.zeros(n)",
+    ),
+    Case(
+        "32, 35", "killed or the disk full while unpacking and storing",
+        "repeating gives the same tree; no partial file under a final name",
+        ("commands/test_preprocess_kills.py", "-k", "archive_killed or full_disk"),
+        "kinetics400.data.storage:fsync_folder=lambda folder: (_ for _ in ()).throw("
+        "OSError(5, 'no guard'))",
+    ),
+    Case(
+        "33, 34", "truncated, damaged and hostile archives",
+        "refused with their place; nothing outside the destination",
+        ("data/test_archive.py",),
+        "kinetics400.data.archive:safe_parts=lambda member: tuple(member.name.split('/'))",
+    ),
+    Case(
+        "36", "torn last line of the log, rows from after the checkpoint",
+        "steps strictly increase, none twice",
+        ("engine/test_log.py",),
+        "kinetics400.engine.log:read_metrics=lambda path: "
+        "[json.loads(line) for line in path.open()] if path.exists() else []",
+    ),
+)  # fmt: skip
+
+LEFT_OUT = {
+    "13, 14 on NCCL": "needs GPUs: its watchdog notices instead of the closed connection",
+    "16": "a port in use: left to torch.distributed, which ends with an error",
+    "25": "growth of memory over epochs of 246,535 rows: tests/data/test_dataset.py measures one "
+    "worker's; three whole epochs take hours here",
+    "29": "a spike of the loss is clipped (--clip_grad) and its norm logged; there is no switch to "
+    "skip it",
+}
