@@ -13,6 +13,7 @@ from doctor import doctor_reasons, doctor_speed
 from feeding import crf, disk, loader, loader_short
 from fidelity import curves, deviations, draws, rules
 from measured import ROOT
+from reliability import faults, left_out
 
 from recipes import recipes
 
@@ -30,6 +31,8 @@ TABLES = {
     "doctor_reasons": doctor_reasons,
     "doctor_speed": doctor_speed,
     "recipes": recipes,
+    "faults": faults,
+    "faults_left_out": left_out,
     "fidelity_rules": rules,
     "fidelity_draws": draws,
     "fidelity_deviations": deviations,
@@ -37,7 +40,7 @@ TABLES = {
 }
 PAGES = (
     *("README.md", "docs/data.md", "docs/augmentation.md", "docs/clusters.md", "docs/doctor.md"),
-    *("docs/recipes.md", "docs/fidelity.md"),
+    *("docs/recipes.md", "docs/fidelity.md", "docs/reliability.md"),
 )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from kinetics400.commands.plan import vit_config
 from kinetics400.config.common import ModelFlags
@@ -28,6 +27,7 @@ from kinetics400.models.pretrained import (
     read_weights,
 )
 from kinetics400.models.vit import VitConfig
+from kinetics400.tensors import load_tensors
 
 # Flags of finetuning that say what is scored and how; none that depends on the machine.
 RUN_FLAGS = ("data_dir", "val_list", "sampling", "sampling_rate", "target_fps", "views", "merge")
@@ -190,9 +190,9 @@ def _read(found: Path, given: Mapping[str, int]) -> Weights:
 
 def _read_checkpoint(folder: Path) -> Weights:
     agreed = read_checkpoint(folder).state["agreed"]
-    state = load_file(folder / "model.safetensors")
+    state = load_tensors(folder / "model.safetensors")
     if (folder / AVERAGE).is_file():
-        state |= load_file(folder / AVERAGE)
+        state |= load_tensors(folder / AVERAGE)
     if "head.weight" not in state:
         return Weights(str(folder), state, None)
     model = ModelFlags(**{f.name: agreed[f.name] for f in fields(ModelFlags) if f.name in agreed})

@@ -22,14 +22,13 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RemoteEntryNotFoundError,
 )
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kinetics400.errors import InputError
 from kinetics400.models.describe import stated_sizes
 from kinetics400.models.keymaps import from_hf, from_official, some
 from kinetics400.models.vit import VitConfig
+from kinetics400.tensors import load_tensors
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 # What torch.load raises for damaged files; its unpickler checks little of what it reads.
@@ -172,10 +171,7 @@ def read_weights(path: Path) -> Weights:
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
-        try:
-            return load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file} cannot be read as safetensors: {error}") from error
+        return load_tensors(file)
     try:
         # Official training checkpoints carry their command line beside the weights, as a plain
         # Namespace; nothing else but tensors and containers is let in.
@@ -203,6 +199,11 @@ def _read_config(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} cannot be read: {error}") from error
     if not isinstance(config, dict) or config.get("model_type") != "videomae":
         raise InputError(f"{file} is not a VideoMAE model's (model_type must be 'videomae')")
+    if "auto_map" in config:
+        raise InputError(
+            f"{file} asks for code of its repository (auto_map), which is never run: take a folder "
+            "without, of the same weights"
+        )
     names = config.get("id2label") or {}
     if not isinstance(names, dict) or not all(re.fullmatch(r"\d+", key) for key in names):
         raise InputError(f"{file}: id2label must map numbers to class names")

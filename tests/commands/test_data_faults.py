@@ -294,13 +294,14 @@ def start(
     """Run pretraining in a process (group) of its own."""
     script = folder / "faulty.py"  # a file: the launcher starts the other ranks with it
     script.write_text(SCRIPT)
+    paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return subprocess.Popen(
         [*around, sys.executable, str(script), fault, culprit, control, *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
 
 
