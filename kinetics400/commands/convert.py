@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kinetics400 import __version__
-from kinetics400.commands.session import say
+from kinetics400.commands.telling import say
 from kinetics400.config.convert import ConvertConfig
 from kinetics400.config.parse import parse
 from kinetics400.data.listing import read_names

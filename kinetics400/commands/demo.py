@@ -20,7 +20,7 @@ from kinetics400.commands import preprocess, pretrain, report, train
 from kinetics400.commands.clips import test_sampler
 from kinetics400.commands.evaluate import parse_views, score
 from kinetics400.commands.evaluation_subject import load_classifier
-from kinetics400.commands.session import say
+from kinetics400.commands.telling import say
 from kinetics400.config.common import LabelledClipFlags
 from kinetics400.config.demo import DemoConfig
 from kinetics400.config.parse import parse

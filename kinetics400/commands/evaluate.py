@@ -30,7 +30,8 @@ from kinetics400.commands.evaluation_subject import (
 from kinetics400.commands.guard import VideoGuard
 from kinetics400.commands.plan import Problems, check_dtype, input_dtype, missing_devices
 from kinetics400.commands.progress import ProgressMeter
-from kinetics400.commands.session import launch, say
+from kinetics400.commands.session import launch
+from kinetics400.commands.telling import say
 from kinetics400.config.evaluation import EvaluateConfig
 from kinetics400.config.parse import flatten, named_flags, parse
 from kinetics400.data.annotations import VideoTable

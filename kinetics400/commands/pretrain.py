@@ -21,7 +21,8 @@ from kinetics400.commands.plan import (
     plan_as_json,
     vit_config,
 )
-from kinetics400.commands.session import meta_device, model_card, open_run, say, train
+from kinetics400.commands.session import meta_device, open_run, train
+from kinetics400.commands.telling import model_card, say
 from kinetics400.config.defaults import PRETRAINING
 from kinetics400.config.parse import parse
 from kinetics400.config.pretraining import PretrainConfig

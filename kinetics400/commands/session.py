@@ -1,7 +1,6 @@
 """What a run does, pretraining or finetuning: launch, train, leave a model."""
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -19,13 +18,13 @@ from kinetics400.commands.bad_videos import BadVideos, format_bad_videos
 from kinetics400.commands.guard import VideoGuard
 from kinetics400.commands.plan import Run, RunConfig, Schedule, accelerator
 from kinetics400.commands.saving import Saver
+from kinetics400.commands.telling import describe, mention_originals, say
 from kinetics400.config.common import DeviceFlags
 from kinetics400.config.finetuning import TrainConfig
 from kinetics400.config.parse import to_recipe
 from kinetics400.data import keys
 from kinetics400.data.dataset import ClipDataset
 from kinetics400.data.loader import Layout, on_device, train_loader
-from kinetics400.data.manifest import count_originals
 from kinetics400.data.orphans import die_with_parent
 from kinetics400.data.storage import write_atomic
 from kinetics400.engine.agreement import Agreement
@@ -46,7 +45,7 @@ from kinetics400.engine.generators import seed_generators
 from kinetics400.engine.interruption import Interruption
 from kinetics400.engine.lock import locked
 from kinetics400.engine.log import RunLog, is_evaluated
-from kinetics400.engine.optim import build_optimizer, count_parameters
+from kinetics400.engine.optim import build_optimizer
 from kinetics400.engine.ranks import fail_fast, meet_again
 from kinetics400.engine.restarts import require_progress
 from kinetics400.engine.trainer import Plan, fit
@@ -128,18 +127,6 @@ def launch(device: DeviceFlags) -> Fabric:
     fabric.launch()
     fail_fast(fabric, timeout=device.rank_timeout)
     return fabric
-
-
-def mention_originals(run: Run) -> None:
-    """Say how many training videos cost more than they need to, and are read without protection."""
-    assert run.train_videos is not None
-    count = count_originals(run.config.data.data_dir, "train", run.train_videos)
-    if count:
-        say(
-            f"{count:,} of {len(run.train_videos):,} training videos are not known to be temporal "
-            "pyramids: they are decoded in the loader as they are, many times slower and without "
-            "isolation. 'python -m data.preprocess' stores them (docs/data.md)"
-        )
 
 
 def train(
@@ -331,60 +318,3 @@ def _plan(config: RunConfig, schedule: Schedule) -> Plan:
         save_every=config.saving.save_frequency,
         eval_every=config.evaluation.eval_frequency if isinstance(config, TrainConfig) else 1,
     )
-
-
-def clips_per_step(config: RunConfig, schedule: Schedule) -> int:
-    """Clips that a step takes: those of the global batch, each video as often as it is repeated."""
-    return schedule.global_batch_size * config.data.num_sample
-
-
-def describe(log: RunLog, run: Run, start_step: int) -> None:
-    """Say in plain words what is about to run."""
-    schedule, device, flags = run.schedule, run.config.device, run.config.optimization
-    assert run.train_videos is not None
-    log.say(
-        f"{run.config.model.model_name}: {count_parameters(run.method) / 1e6:.1f} M parameters, "
-        f"{len(run.train_videos):,} training videos, {schedule.n_epoch} epochs of "
-        f"{schedule.steps_per_epoch} steps, {clips_per_step(run.config, schedule)} clips per step"
-        + (f" ({repeats} of each video)" if (repeats := run.config.data.num_sample) > 1 else "")
-    )
-    log.say(
-        f"global batch {schedule.global_batch_size} = {flags.batch_size} per device "
-        f"x {device.n_device} device(s) x {flags.accumulate} micro-batch(es); "
-        f"{run.optimizer}, precision {device.precision}"
-    )
-    log.say(
-        f"learning rate {schedule.start_lr:.3g} to {schedule.peak_lr:.3g} "
-        f"({schedule.peak_lr * 256 / schedule.global_batch_size:.3g} per 256 videos) in "
-        f"{schedule.warmup_steps} steps, then down to {schedule.final_lr:.3g}"
-    )
-    if start_step:
-        log.say(f"continuing after step {start_step} of {schedule.total_steps}")
-
-
-def model_card(title: str, run: Run, outcome: str) -> str:
-    """README.md of a model folder."""
-    schedule = run.schedule
-    rows = {
-        "architecture": run.config.model.model_name,
-        "parameters": f"{count_parameters(run.method):,}",
-        "training videos": f"{len(run.train_videos or ()):,}",
-        "epochs": schedule.n_epoch,
-        "clips per step": clips_per_step(run.config, schedule),
-        "largest learning rate": f"{schedule.peak_lr:.3g}",
-        "precision": run.config.device.precision,
-        "seed": run.config.run.seed,
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return (
-        f"# {title}\n\nTrained with kinetics400 {__version__}; every flag is in `config.yaml` of "
-        f"the run directory.\n\n{outcome}\n\n| | |\n|---|---|\n{table}\n\n"
-        "Input: RGB frames, ImageNet mean and standard deviation (`preprocessor_config.json`).\n"
-    )
-
-
-def say(text: str) -> None:
-    """Tell the user, once, without touching standard output, which may carry a plan."""
-    # The launcher starts the other ranks with their number set, before there is a Fabric to ask.
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(text, file=sys.stderr, flush=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from kinetics400.commands.session import say
+from kinetics400.commands.telling import say
 from kinetics400.config.finetuning import PretrainedFlags
 from kinetics400.errors import MissingInput
 from kinetics400.methods.classification import Classification
