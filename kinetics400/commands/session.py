@@ -40,6 +40,7 @@ from kinetics400.engine.checkpoint import (
     remove_unfinished,
     set_aside_later,
 )
+from kinetics400.engine.determinism import deterministic
 from kinetics400.engine.drift import DriftCheck, checksum
 from kinetics400.engine.generators import seed_generators
 from kinetics400.engine.interruption import Interruption
@@ -151,7 +152,21 @@ def train(
         StorageError: checkpoints cannot be written.
         Stopped: a signal has come, or a video has hung or crashed its decoder.
     """
-    fabric = launch(run.config.device)
+    with deterministic(run.config.run.deterministic):
+        fabric = launch(run.config.device)
+        _run(fabric, run, dataset, guard, augment, checkpoint, finish, evaluate)
+
+
+def _run(
+    fabric: Fabric,
+    run: Run,
+    dataset: ClipDataset,
+    guard: VideoGuard,
+    augment: Augment,
+    checkpoint: Checkpoint | None,
+    finish: Callable[[Fabric], None],
+    evaluate: Callable[[Fabric, Method], Mapping[str, float]] | None,
+) -> None:
     save_dir = run.config.saving.save_dir
     if fabric.is_global_zero:
         save_dir.mkdir(parents=True, exist_ok=True)

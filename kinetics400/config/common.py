@@ -155,6 +155,9 @@ class RunFlags:
 
     seed: int = 0
     """Of every random number. The same seed gives the same run."""
+    deterministic: bool = False
+    """Take only algorithms that give the same bits every time, on a GPU, too; they may be slower. A
+    CPU needs none of it."""
     resume: str = "auto"
     """auto continues what save_dir holds; never refuses a save_dir that is not empty; or the path
     of a checkpoint folder."""

@@ -183,7 +183,7 @@ EVERYTHING = {
         *("--weight_decay", "0.1", "--clip_grad", "1.0", "--accelerator", "cpu"),
         *("--n_device", "2", "--precision", "bf16-mixed", "--dtype", "float32"),
         *("--strategy", "ddp", "--save_dir", "run one", "--save_frequency", "2"),
-        *("--save_minutes", "5", "--rank_timeout", "30", "--keep_every", "7"),
+        *("--save_minutes", "5", "--rank_timeout", "30", "--keep_every", "7", "--deterministic"),
         *("--seed", "42", "--log_every", "3"),
     ],
     "train": [
