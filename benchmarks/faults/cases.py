@@ -22,6 +22,8 @@ class Case:
     """Below tests/, as pytest takes them."""
     control: str
     """The guard that is taken away."""
+    only: str = ""
+    """Of `tests` those whose names hold this (pytest's -k)."""
     control_tests: tuple[str, ...] = ()
     """Which tests then must fail; by default all of `tests` together."""
 
@@ -160,26 +162,30 @@ CASES = (
     Case(
         "20, 21", "files go bad after they were verified; the folder goes away",
         "substitutes from the sample's key, counted and listed; too many stop the run",
-        ("commands/test_data_faults.py", "-k", "20_bad or 20_more or 21_"),
+        ("commands/test_data_faults.py",),
         "kinetics400.commands.bad_videos:BadVideos.record=lambda *_: None",
+        only="20_bad or 20_more or 21_",
     ),
     Case(
         "22, 23", "the decoder hangs, crashes or is killed",
         "the video is named, exit code 75, left out at the restart",
-        ("commands/test_data_faults.py", "-k", "22_23_a or 22_23_with"),
+        ("commands/test_data_faults.py",),
         "kinetics400.commands.guard:VideoGuard.quarantined=lambda *_: {}",
+        only="22_23_a or 22_23_with",
     ),
     Case(
         "24", "/dev/shm too small",
         "said with the bytes needed, before the first step",
-        ("commands/test_data_faults.py", "-k", "24_"),
+        ("commands/test_data_faults.py",),
         "kinetics400.data.shared_memory:shortage=lambda need: None",
+        only="24_",
     ),
     Case(
         "26", "the trainer is killed",
         "its workers end, no shared memory is left",
-        ("commands/test_data_faults.py", "-k", "26_"),
+        ("commands/test_data_faults.py",),
         "kinetics400.data.orphans:die_with_parent=lambda _: None",
+        only="26_",
     ),
     Case(
         "27", "broken list files",
@@ -191,10 +197,10 @@ CASES = (
         "28", "loss or gradient not finite on one rank",
         "that update changes nothing on any rank; three in a row stop the run",
         ("commands/test_ranks.py::test_a_bad_batch_of_one_rank_is_skipped_by_both",
-         "engine/test_updates.py", "engine/test_trainer.py", "-k",
-         "bad_batch or skip or finite or stop_the_run"),
+         "engine/test_updates.py", "engine/test_trainer.py",),
         "kinetics400.engine.updates:Updates.apply=lambda self, step, update, loss, norm: "
         "(update(), torch.tensor(True))[1]",
+        only="bad_batch or skip or finite or stop_the_run",
     ),
     Case(
         "17, 30, 31", "validation videos that cannot be read, uneven shares",
@@ -206,9 +212,10 @@ CASES = (
     Case(
         "32, 35", "killed or the disk full while unpacking and storing",
         "repeating gives the same tree; no partial file under a final name",
-        ("commands/test_preprocess_kills.py", "-k", "archive_killed or full_disk"),
+        ("commands/test_preprocess_kills.py",),
         "kinetics400.data.storage:fsync_folder=lambda folder: (_ for _ in ()).throw("
         "OSError(5, 'no guard'))",
+        only="archive_killed or full_disk",
     ),
     Case(
         "33, 34", "truncated, damaged and hostile archives",

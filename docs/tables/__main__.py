@@ -13,7 +13,7 @@ from doctor import doctor_reasons, doctor_speed
 from feeding import crf, disk, loader, loader_short
 from fidelity import curves, deviations, draws, rules
 from measured import ROOT
-from reliability import faults, left_out
+from reliability import checkpoint_cost, faults, left_out
 
 from recipes import recipes
 
@@ -31,6 +31,7 @@ TABLES = {
     "doctor_reasons": doctor_reasons,
     "doctor_speed": doctor_speed,
     "recipes": recipes,
+    "checkpoint_cost": checkpoint_cost,
     "faults": faults,
     "faults_left_out": left_out,
     "fidelity_rules": rules,

@@ -1,5 +1,7 @@
 """Tables of augmentation: its fidelity to the references, and its cost."""
 
+from typing import Any
+
 from measured import BENCH, bench, result
 
 
@@ -26,18 +28,19 @@ def augment_pixels() -> str:
 
 def augment_draws() -> str:
     """Distributions of augmentation's parameters against the references' samplers."""
-    fidelity = result("fidelity_augment.json")
+    return "\n".join(draws_table(result("fidelity_augment.json")))
+
+
+def draws_table(fidelity: dict[str, Any]) -> list[str]:
+    """Lines of a table of distributions, and what its numbers mean."""
     lines = ["| quantity | reference | test | draws | p |", "|---|---|---|---|---|"]
     for row in fidelity["draws"]:
         lines.append(
             f"| {row['quantity']} | {row['reference']} | {row['test']} | {row['count']:,} "
             f"| {row['p_value']:.3f} |"
         )
-    lines += [
-        "",
-        f"Seed {fidelity['seed']}; p below {fidelity['least_p_value']} fails the command.",
-    ]
-    return "\n".join(lines)
+    told = f"Seed {fidelity['seed']}; p below {fidelity['least_p_value']} fails the command."
+    return [*lines, "", told]
 
 
 def augment_cost() -> str:

@@ -1,5 +1,6 @@
 """Tables of the fidelity page: rules, draws, deviations, learning curves."""
 
+from augmentation import draws_table
 from measured import result
 
 
@@ -39,16 +40,9 @@ def rules() -> str:
 def draws() -> str:
     """Distributions of what is drawn."""
     fidelity = result("fidelity.json")
-    lines = ["| quantity | reference | test | draws | p |", "|---|---|---|---|---|"]
-    for row in fidelity["draws"]:
-        lines.append(
-            f"| {row['quantity']} | {row['reference']} | {row['test']} | {row['count']:,} "
-            f"| {row['p_value']:.3f} |"
-        )
     augment = fidelity["augmentation_draws"]
-    lines += [
-        "",
-        f"Seed {fidelity['seed']}; p below {fidelity['least_p_value']} fails the command. "
+    lines = [
+        *draws_table(fidelity),
         f"{augment['count']} more quantities, of augmentation, are in [augmentation.md]"
         f"(augmentation.md): at least {augment['fewest']:,} draws each, smallest p "
         f"{augment['least_p_value']:.3f}.",

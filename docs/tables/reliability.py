@@ -1,6 +1,8 @@
 """Tables of the reliability page: the fault campaign, and what its checkpoints cost."""
 
-from measured import result
+from statistics import median
+
+from measured import BENCH, bench, result
 
 
 def faults() -> str:
@@ -32,3 +34,17 @@ def left_out() -> str:
     """What was not injected, and why."""
     rows = result("faults.json")["left_out"].items()
     return "\n".join(f"- {row}: {why}." for row, why in rows)
+
+
+def checkpoint_cost() -> str:
+    """What one checkpoint of ViT-B costs."""
+    measured = bench("checkpoint_cost.json")
+    save, load = (median(measured[f"{what}_seconds"]) for what in ("save", "load"))
+    return (
+        f"{measured['model']}, {measured['n_parameters'] / 1e6:.1f} M parameters: a checkpoint has "
+        f"{measured['bytes'] / 1e9:.2f} GB, takes {save:.1f} s to write, sync, read back and prune, "
+        f"and {load:.1f} s to verify and load, on a local disk and one core of a CPU. Every "
+        f"{measured['save_minutes']:g} minutes that is {measured['share']:.2%} of a run "
+        f"(`python benchmarks/checkpoint_cost.py {BENCH}/checkpoint_cost.json`, medians of "
+        f"{len(measured['save_seconds'])})."
+    )
