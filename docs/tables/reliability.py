@@ -42,7 +42,7 @@ def checkpoint_cost() -> str:
     save, load = (median(measured[f"{what}_seconds"]) for what in ("save", "load"))
     return (
         f"{measured['model']}, {measured['n_parameters'] / 1e6:.1f} M parameters: a checkpoint has "
-        f"{measured['bytes'] / 1e9:.2f} GB, takes {save:.1f} s to write, sync, read back and prune, "
+        f"{measured['bytes'] / 1e9:.2f} GB, takes {save:.1f} s to write, sync and read back, "
         f"and {load:.1f} s to verify and load, on a local disk and one core of a CPU. Every "
         f"{measured['save_minutes']:g} minutes that is {measured['share']:.2%} of a run "
         f"(`python benchmarks/checkpoint_cost.py {BENCH}/checkpoint_cost.json`, medians of "
