@@ -62,12 +62,14 @@ CASES = (
         "losses as hex, every file of the checkpoint, every sample in its order are equal",
         ("faults/test_resume.py",),
         f"{CHECKPOINT}:restore_random_state=lambda state: None",
-        ("faults/test_resume.py::test_a_stopped_run_continues_to_the_last_bit[train-2-0-1]",),
+        control_tests=(
+            "faults/test_resume.py::test_a_stopped_run_continues_to_the_last_bit[train-4-0-1]",
+        ),
     ),
     Case(
         "5b", "the same, DDP not warmed up, four ranks",
         "sums over ranks keep their order",
-        ("faults/test_resume.py::test_a_stopped_run_continues_to_the_last_bit[pretrain-5-1-4]",),
+        ("faults/test_resume.py::test_a_stopped_run_continues_to_the_last_bit[pretrain-2-1-4]",),
         "kinetics400.engine.trainer:_warm_up=lambda *_: None",
     ),
     Case(
@@ -126,12 +128,6 @@ CASES = (
         ("commands/test_ranks.py::"
          "test_an_error_of_one_rank_ends_all_and_is_told_with_rank_step_and_slots",),
         f"{SESSION}:fail_fast=lambda *_, **__: None",
-    ),
-    Case(
-        "13", "one rank is killed",
-        "all end within 15 s, no process is left, the checkpoint before it stays",
-        ("commands/test_ranks.py::test_a_killed_rank_ends_all",),
-        "kinetics400.data.orphans:die_with_parent=lambda _: None",
     ),
     Case(
         "14", "one rank is stopped (SIGSTOP)",
@@ -213,8 +209,7 @@ CASES = (
         "32, 35", "killed or the disk full while unpacking and storing",
         "repeating gives the same tree; no partial file under a final name",
         ("commands/test_preprocess_kills.py",),
-        "kinetics400.data.storage:fsync_folder=lambda folder: (_ for _ in ()).throw("
-        "OSError(5, 'no guard'))",
+        "kinetics400.data.shelf:Shelf.place=unsafe.place_in_place",
         only="archive_killed or full_disk",
     ),
     Case(
@@ -233,8 +228,11 @@ CASES = (
 )  # fmt: skip
 
 LEFT_OUT = {
+    "13": "a killed rank ends the others within 15 s and leaves no process (tests/commands/"
+    "test_ranks.py), but it is the closed connection that ends them: no guard of ours to take away",
     "13, 14 on NCCL": "needs GPUs: its watchdog notices instead of the closed connection",
-    "16": "a port in use: left to torch.distributed, which ends with an error",
+    "16": "a rendezvous port that something else listens on: the run ends with an error, but only "
+    "after torch.distributed's ten minutes",
     "25": "growth of memory over epochs of 246,535 rows: tests/data/test_dataset.py measures one "
     "worker's; three whole epochs take hours here",
     "29": "a spike of the loss is clipped (--clip_grad) and its norm logged; there is no switch to "

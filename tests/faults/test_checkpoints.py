@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,8 @@ class Run:
         return b"".join(value.numpy().tobytes() for value in self.method.state_dict().values())
 
 
-def in_child(act: Callable[[], None], kill_after: float | None = None) -> None:
-    """Run in a forked process that is killed after a while, unless it ends before."""
+def in_child(act: Callable[[], None], kill_after: float | None = None) -> bool:
+    """Run in a forked process that is killed after a while; whether it was, before it ended."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -85,7 +86,7 @@ def in_child(act: Callable[[], None], kill_after: float | None = None) -> None:
     if kill_after is not None:
         time.sleep(kill_after)
         os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
 
 def killed_at_change(number: int) -> None:
@@ -102,30 +103,41 @@ def killed_at_change(number: int) -> None:
     sys.addaudithook(count)
 
 
+def steps_saved(root: Path, done: Path, change: int = 0) -> None:
+    """Five steps, each saved; killed before a change to the disk if one is given."""
+    run = Run(root)
+    if change:
+        killed_at_change(change)
+    while run.step < 5:
+        run.learn()
+        run.save()
+        done.write_text(str(run.step))
+
+
 def test_a_run_killed_200_times_loses_at_most_one_interval(
     tmp_path: Path, record_property: Record
 ) -> None:
-    """100 kills before a change to the disk, 100 after a random time; steps are all saved."""
+    """Before a change to the disk, or after a random time; only those count that were killed."""
     torch.set_num_threads(1)
     whole, weights = Run(tmp_path / "whole"), {}
     for _ in range(6):
         whole.learn()
         weights[whole.step] = whole.weights()
-    rng, n_survived, n_late = random.Random(0), 0, 0
-    for number in range(200):
-        root = tmp_path / str(number)
-        done = tmp_path / f"{number}.done"
-
-        def act(root: Path = root, done: Path = done, number: int = number) -> None:
-            run = Run(root)
-            if number % 2:
-                killed_at_change(1 + number // 2 * 97 // 50)
-            while run.step < 5:
-                run.learn()
-                run.save()
-                done.write_text(str(run.step))
-
-        in_child(act, None if number % 2 else rng.uniform(0.005, 0.35))
+    rng, n_killed, n_survived, n_late, number = random.Random(0), 0, 0, 0, 0
+    started = time.monotonic()
+    in_child(lambda: steps_saved(tmp_path / "timed", tmp_path / "timed.done"))
+    span = time.monotonic() - started
+    while n_killed < 200:
+        number += 1
+        root, done = tmp_path / str(number), tmp_path / f"{number}.done"
+        change = rng.randrange(1, 66) if number % 2 else 0
+        was_killed = in_child(
+            partial(steps_saved, root, done, change),
+            None if change else rng.uniform(0, span),
+        )
+        if not was_killed:
+            continue
+        n_killed += 1
         saved = int(done.read_text() or 0) if done.exists() else 0
         again = Run(root)
         try:
