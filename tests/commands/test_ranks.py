@@ -164,6 +164,7 @@ def test_torchrun_restarts_a_run_that_continues(start: Start, tmp_path: Path) ->
     assert [row["step"] for row in rows] == list(range(1, 13))
 
 
+@pytest.mark.campaign  # four starts take a minute
 def test_a_run_that_fails_at_the_same_step_again_and_again_is_not_restarted_for_ever(
     start: Start, tmp_path: Path
 ) -> None:
