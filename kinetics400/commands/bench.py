@@ -1,6 +1,7 @@
 """`kinetics400 bench`: measure this machine, compare with the published code.
 
-`loader` and `augment` measure what feeding a model costs on one core; the others compare.
+`loader` and `augment` measure what feeding a model costs on one core, `step` what training it
+costs; the others compare.
 """
 
 import json
@@ -13,18 +14,29 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+
 from kinetics400.bench.loader import FULL, QUICK, bench_loader
 from kinetics400.bench.videos import find_videos
+from kinetics400.commands.bench_report import (
+    augment_table,
+    fidelity_table,
+    loader_table,
+    step_table,
+)
+from kinetics400.commands.plan import Problems, accelerator, vit_config
 from kinetics400.config.bench import (
     BenchAugmentConfig,
     BenchFidelityConfig,
     BenchLoaderConfig,
+    BenchStepConfig,
     EncodeFlags,
 )
 from kinetics400.config.parse import parse
 from kinetics400.data.storage import write_atomic
 from kinetics400.data.transcode import EncodeSettings
 from kinetics400.errors import InputError
+from kinetics400.models.architectures import ARCHITECTURES, model_size
 
 
 def main(argv: Sequence[str]) -> int:
@@ -71,7 +83,7 @@ def loader(argv: Sequence[str]) -> int:
             scaling=measure.scaling,
             say=lambda text: print(text, file=sys.stderr),
         )
-    deliver(result, format_table(result), measure.json)
+    deliver(result, loader_table(result), measure.json)
     return 0
 
 
@@ -95,6 +107,49 @@ def augment(argv: Sequence[str]) -> int:
             say=lambda text: print(text, file=sys.stderr),
         )
     deliver(result, augment_table(result), config.json)
+    return 0
+
+
+def step(argv: Sequence[str]) -> int:
+    """`kinetics400 bench step`."""
+    config = parse(
+        BenchStepConfig,
+        argv,
+        prog="kinetics400 bench step",
+        description="Measure a training step on synthetic clips: ours, transformers' and one "
+        "written plainly, eager and compiled, with the same weights. A CPU is measured on one "
+        "core.",
+    )
+    _require("transformers")
+    measure, problems = config.measure, Problems()
+    vit = problems.catch(lambda: vit_config(config.model))
+    for name in ("batch_size", "repeats"):
+        value = getattr(measure, name)
+        problems.require(value is None or value >= 1, f"--{name} {value} must be at least 1")
+    device = torch.device(accelerator(measure.accelerator))
+    if device.type == "cpu":
+        pinning = hasattr(os, "sched_setaffinity")
+        problems.require(pinning, "on a CPU this benchmark pins itself to a core: Linux only")
+    elif not torch.cuda.is_available():
+        problems.add("--accelerator cuda: this machine has no CUDA device")
+    problems.raise_any()
+    from kinetics400.bench import step as benched  # transformers: seconds
+
+    amount = benched.QUICK if measure.quick else benched.FULL
+    default_batch = 64 if device.type == "cuda" else 2
+    decoder = ARCHITECTURES[model_size(config.model.model_name)].decoder
+    result = benched.bench_step(
+        benched.Subject(
+            config=vit,
+            decoder=decoder if measure.method == "pretraining" else None,
+            batch_size=measure.batch_size or default_batch,
+            precision=measure.precision,
+            device=device,
+        ),
+        amount=replace(amount, repeats=measure.repeats or amount.repeats),
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    deliver(result, step_table(result), measure.json)
     return 0
 
 
@@ -183,128 +238,10 @@ def deliver(result: Mapping[str, Any], table: str, target: str | None) -> None:
         write_atomic(target, text)
 
 
-# --- the table ------------------------------------------------------------------------------------
-
-
-def format_table(result: Mapping[str, Any]) -> str:
-    """The result for people."""
-    return "\n".join(
-        [
-            *_about(result),
-            "",
-            *_rates(result["contenders"]),
-            "",
-            *_store(result),
-            *_scaling(result["scaling"]),
-            *(f"left out: {path}: {reason}" for path, reason in result["excluded"].items()),
-        ]
-    )
-
-
-def _about(result: Mapping[str, Any]) -> list[str]:
-    machine, versions = result["machine"], result["versions"]
-    present = [f"{name} {version}" for name, version in versions.items() if version]
-    kind = "made" if result["videos_made"] else "given"
-    lines = [
-        f"core {machine['pinned_to']} of {machine['cores']}, {machine['cpu']}",
-        ", ".join(present),
-    ]
-    for video in result["videos"]:
-        seconds = video["num_frames"] / video["fps"]
-        lines.append(
-            f"{kind}: {Path(video['path']).name}, {video['codec']} {video['width']}×"
-            f"{video['height']}, {seconds:.1f} s, {video['fps']:.4g} frames/s, "
-            f"{video['kbit_per_sec']:.0f} kbit/s, keyframes at {_some(video['keyframes'])}"
-        )
-    return lines
-
-
-def _some(numbers: Sequence[int]) -> str:
-    shown = ", ".join(str(number) for number in numbers[:3])
-    return f"{shown} …" if len(numbers) > 3 else shown
-
-
-def _rates(contenders: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [("", "per second and core", "least–most", "to (a)", "of (e)")]
-    for one in contenders:
-        name = f"{one['task']:<9}{one['meaning']}"
-        if one["per_sec"] is None:
-            rows.append((name, f"unavailable: {one['unavailable']}", "", "", ""))
-            continue
-        spread = f"{one['least_per_sec']:.1f}–{one['most_per_sec']:.1f}"
-        to_decord = _or_dash(one["ratio_to_decord"], lambda value: f"{value:.1f} ×")
-        of_floor = _or_dash(one["share_of_floor"], lambda value: f"{100 * value:.0f} %")
-        rows.append((name, f"{one['per_sec']:.1f} {one['unit']}", spread, to_decord, of_floor))
-    return [f"{a:<58}{b:>20}{c:>15}{d:>9}{e:>8}".rstrip() for a, b, c, d, e in rows]
-
-
-def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
-    return "–" if value is None else text(value)
-
-
-def _store(result: Mapping[str, Any]) -> list[str]:
-    psnr = _or_dash(result["psnr_luma_db"], lambda value: f"{value:.2f} dB")
-    share = result["preprocess_share_of_bare_loop"]
-    num_videos, byte_share = len(result["videos"]), 100 * result["store_bytes_ratio"]
-    lines = [
-        f"store of {num_videos} videos: {byte_share:.1f} % of the originals' bytes, luma PSNR "
-        f"{psnr} against the scaled originals (mean over frames, then videos)",
-        f"preprocessing: {result['preprocess_seconds_per_video']:.2f} s per video and core, "
-        f"{100 * share:.0f} % of the throughput of a bare decode–scale–encode loop",
-    ]
-    busy = result["wall_share_of_cpu"]
-    if busy > 1.1:
-        lines.append(
-            f"the core was shared: the clock ran {100 * (busy - 1):.0f} % longer than the CPU's "
-            "time, which is what counts above"
-        )
-    return lines
-
-
-def _scaling(rows: Sequence[Mapping[str, Any]] | None) -> list[str]:
-    return [
-        f"loader with {row['workers']} workers: {row['clips_per_sec']:.1f} pretraining clips/s"
-        for row in rows or ()
-    ]
-
-
-def augment_table(result: Mapping[str, Any]) -> str:
-    """What augmentation costs, for people."""
-    machine, cost = result["machine"], result["cpu_ms_per_clip"]
-    contenders = ("ours", "torchvision", "timm")
-    lines = [f"core {machine['pinned_to']} of {machine['cores']}, {machine['cpu']}"]
-    lines.append(f"{'CPU ms per clip of 16 × 224 × 224':<40}" + _columns(contenders))
-    for task, by in cost.items():
-        if task != "reading":
-            lines.append(f"{task:<40}" + _columns([f"{by[name]:.2f}" for name in contenders]))
-    lines += [f"{task:<40}{ms:>14.2f}" for task, ms in cost["reading"].items()]
-    lines.append(
-        f"whole batches: torchvision takes {result['ratio_torchvision']:.2f} times, timm "
-        f"{result['ratio_timm']:.2f} times as long as ours"
-    )
-    return "\n".join(lines)
-
-
-def fidelity_table(result: Mapping[str, Any]) -> str:
-    """How augmentation agrees with the references, for people."""
-    lines = []
-    for row in result["pixels"]:
-        verdict = "" if row["holds"] else "  FAILED"
-        numbers = f"{row['largest']:>10.3g} {row['unit']:<7}{row['share']:>10.4%} differ"
-        lines.append(f"{row['rule']:<55}{numbers}{verdict}")
-    for row in result["draws"]:
-        verdict = "" if row["p_value"] >= result["least_p_value"] else "  FAILED"
-        lines.append(f"{row['quantity']:<35}{row['test']:<20}p = {row['p_value']:.4f}{verdict}")
-    return "\n".join([*lines, "all agree" if result["passed"] else "NOT ALL AGREE"])
-
-
-def _columns(cells: Sequence[str]) -> str:
-    return "".join(f"{cell:>14}" for cell in cells)
-
-
 BENCHMARKS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "loader": (loader, "reading clips on one core: our store, decord, torchcodec, PyAV"),
     "augment": (augment, "augmentation on one core: ours, torchvision, timm on PIL images"),
+    "step": (step, "a training step: ours, transformers', and one written plainly"),
     "augment-fidelity": (augment_fidelity, "augmentation against timm, PIL and torchvision"),
     "fidelity": (fidelity, "every published rule against its reference"),
     "fidelity-curves": (fidelity_curves, "learning curves against a plain loop"),

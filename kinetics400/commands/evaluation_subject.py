@@ -12,7 +12,6 @@ import yaml
 
 from kinetics400.commands.plan import vit_config
 from kinetics400.config.common import ModelFlags
-from kinetics400.config.finetuning import TrainConfig
 from kinetics400.config.parse import named_flags
 from kinetics400.data.listing import read_names
 from kinetics400.engine.checkpoint import AVERAGE, find_checkpoint, read_checkpoint
@@ -196,7 +195,7 @@ def _read_checkpoint(folder: Path) -> Weights:
     if "head.weight" not in state:
         return Weights(str(folder), state, None)
     model = ModelFlags(**{f.name: agreed[f.name] for f in fields(ModelFlags) if f.name in agreed})
-    vit = vit_config(TrainConfig(model=model))
+    vit = vit_config(model)
     return Weights(str(folder), state, {f.name: getattr(vit, f.name) for f in fields(vit)})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kinetics400.config.common import DeviceFlags
+from kinetics400.config.common import DeviceFlags, ModelFlags
 from kinetics400.config.defaults import Published
 from kinetics400.config.finetuning import TrainConfig
 from kinetics400.config.parse import flatten
@@ -135,13 +135,12 @@ def check_dtype(device: DeviceFlags, problems: Problems) -> None:
     )
 
 
-def vit_config(config: RunConfig, drop_path_rate: float = 0.0) -> VitConfig:
+def vit_config(flags: ModelFlags, drop_path_rate: float = 0.0) -> VitConfig:
     """Sizes of the encoder that the flags ask for.
 
     Raises:
         ValueError: the model is unknown or the sizes do not fit each other.
     """
-    flags = config.model
     size = ARCHITECTURES[model_size(flags.model_name)]
     for name, part in (("input_size", "patch_size"), ("num_frames", "tubelet_size")):
         whole, divisor = getattr(flags, name), getattr(flags, part)
@@ -246,11 +245,11 @@ def open_table(
         return None
 
 
-def accelerator(device: DeviceFlags) -> str:
-    """Where a run takes place: `auto` is CUDA where there is any, else the CPU."""
-    if device.accelerator == "auto":
+def accelerator(flag: str) -> str:
+    """Where to compute, of `--accelerator`: `auto` is CUDA where there is any, else the CPU."""
+    if flag == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    return device.accelerator
+    return flag
 
 
 def missing_devices(device: DeviceFlags) -> list[str]:
@@ -259,7 +258,7 @@ def missing_devices(device: DeviceFlags) -> list[str]:
     On a CPU a device is a process; `auto` takes no more of them than there are cores.
     """
     gpus = torch.cuda.device_count()
-    on_gpu = accelerator(device) == "cuda"
+    on_gpu = accelerator(device.accelerator) == "cuda"
     if on_gpu:
         have, kind = gpus, "CUDA device(s)"
     elif device.accelerator == "auto":
@@ -374,6 +373,7 @@ def plan_as_json(run: Run) -> str:
         "param_groups": len(run.groups),
         "tokens_visible": run.tokens_visible,
         "tokens_total": run.tokens_total,
+        "training_gflops_per_clip": run.method.training_flops() / 1e9,
         "precision": config.device.precision,
         "dtype": str(input_dtype(config.device)).removeprefix("torch."),
         "strategy": "ddp" if config.device.n_device > 1 else config.device.strategy,

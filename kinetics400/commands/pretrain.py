@@ -68,7 +68,7 @@ def prepare(config: PretrainConfig) -> Run:
     problems.require(0 < ratio < 1, f"--mask_ratio {ratio} must lie between 0 and 1")
     flip = config.augmentation.flip
     problems.require(0 <= flip <= 1, f"--flip {flip} must lie in [0, 1]")
-    vit = problems.catch(lambda: vit_config(config))
+    vit = problems.catch(lambda: vit_config(config.model))
     problems.raise_any()
     torch.manual_seed(config.run.seed)
     size = model_size(config.model.model_name)

@@ -109,7 +109,7 @@ def launch(device: DeviceFlags) -> Fabric:
             "give both the same number, or leave torchrun out (it is not needed on one machine)"
         )
     strategy: DDPStrategy | str = "auto"
-    on = accelerator(device)
+    on = accelerator(device.accelerator)
     patience = max(START_SECONDS, device.rank_timeout)
     meet_again(os.environ, backend="nccl" if on == "cuda" else "gloo", timeout=patience)
     if device.n_device > 1:

@@ -85,7 +85,7 @@ def prepare(config: TrainConfig) -> Run:
     flags = config.classifier
     drop_path = published.drop_path_rate if flags.drop_path_rate is None else flags.drop_path_rate
     dropout = published.head_dropout if flags.head_dropout is None else flags.head_dropout
-    vit = problems.catch(lambda: vit_config(config, drop_path))
+    vit = problems.catch(lambda: vit_config(config.model, drop_path))
     problems.raise_any()
     torch.manual_seed(config.run.seed)
     with meta_device(config):

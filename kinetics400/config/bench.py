@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from kinetics400.config.common import Preset
+from kinetics400.config.common import ModelFlags, Preset
 from kinetics400.data.transcode import EncodeSettings
 
 
@@ -62,3 +63,39 @@ class BenchFidelityConfig:
 
     json: str | None = None
     """File for the result as JSON; - is standard output, the table then goes to standard error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchedModelFlags(ModelFlags):
+    """Model."""
+
+    model_name: str = "MCG-NJU/videomae-small"
+    """Architecture, by its Hugging Face name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchedStepFlags:
+    """What to measure."""
+
+    method: Literal["pretraining", "finetuning"] = "pretraining"
+    """VideoMAE, or classification with labels of 400 classes."""
+    batch_size: int | None = None
+    """Clips of a step. Default: 64 on CUDA, 2 on a CPU."""
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
+    """Type of the weights, or `mixed` for autocast."""
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to measure; auto takes CUDA where there is any."""
+    quick: bool = False
+    """Answer within a minute: fewer repeats, nothing compiled, no search for the largest batch."""
+    repeats: int | None = None
+    """How often everything is measured; medians are reported. Default: 7, and 3 with --quick."""
+    json: str | None = None
+    """File for the result as JSON; - is standard output, the table then goes to standard error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchStepConfig:
+    """All flags of `kinetics400 bench step`."""
+
+    model: BenchedModelFlags = field(default_factory=BenchedModelFlags)
+    measure: BenchedStepFlags = field(default_factory=BenchedStepFlags)

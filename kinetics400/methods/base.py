@@ -34,6 +34,10 @@ class Method(nn.Module):
         """Logits (B, num_classes) of normalised clips (B, C, T, H, W)."""
         raise NotImplementedError(f"{type(self).__name__} predicts no classes")
 
+    def training_flops(self) -> int:
+        """Model FLOPs of a clip's forward and backward (`models.flops`)."""
+        raise NotImplementedError(f"{type(self).__name__} does not count its FLOPs")
+
     def layer_id(self, name: str) -> int:
         """Depth of a parameter, for layer-wise learning rates: 0 is nearest to the pixels."""
         return 0

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kinetics400.batch import Batch
 from kinetics400.methods.base import Method
+from kinetics400.models import flops
 from kinetics400.models.vit import LAYER_NORM_EPS, VisionTransformer, VitConfig, init_linear
 
 
@@ -72,6 +73,11 @@ class Classification(Method):
         """Logits (B, K) of normalised clips (B, C, T, H, W)."""
         tokens = self.encoder(clips.to(self.dtype))
         return self.head(self.head_dropout(self.fc_norm(tokens.mean(dim=1))))
+
+    def training_flops(self) -> int:
+        config = self.encoder.config
+        forward = flops.classification_flops(config, self.num_classes)
+        return flops.training_flops(forward, flops.embedding_flops(config, config.num_tokens))
 
     def layer_id(self, name: str) -> int:
         """Patch embedding 0, block i at i + 1, norm and head last (run_class_finetuning.py:417)."""

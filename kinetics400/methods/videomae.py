@@ -11,6 +11,7 @@ from kinetics400.batch import Batch, denormalize
 from kinetics400.data import keys as random_keys
 from kinetics400.methods.base import Method
 from kinetics400.methods.masking import num_masked, tube_mask
+from kinetics400.models import flops
 from kinetics400.models.vit import (
     LAYER_NORM_EPS,
     Block,
@@ -96,6 +97,11 @@ class VideoMAE(Method):
         times, height, width = self.encoder.config.grid
         return times * (height * width - num_masked(height * width, self.mask_ratio))
 
+    def training_flops(self) -> int:
+        config, visible = self.encoder.config, self.num_visible
+        forward = flops.pretraining_flops(config, self.decoder_config, visible)
+        return flops.training_flops(forward, flops.embedding_flops(config, visible))
+
     def draw(self, keys: Tensor) -> dict[str, Tensor]:
         """`keep_indices` (B, K) and `mask_indices` (B, M) of a tube mask per sample."""
         times, height, width = self.encoder.config.grid
@@ -127,6 +133,8 @@ class VideoMAE(Method):
         tubelets = split_tubelets(clips.float(), self.encoder.config)
         pixels = denormalize(gather_tokens(tubelets, mask_indices), channel_dim=2)
         if self.norm_pix_loss:
-            std = pixels.var(dim=-1, keepdim=True).sqrt() + 1e-6
-            pixels = (pixels - pixels.mean(dim=-1, keepdim=True)) / std
+            pixels = pixels - pixels.mean(dim=-1, keepdim=True)
+            # Several times as fast as torch's var on a CPU, and as exact, the mean being gone.
+            variance = pixels.square().sum(dim=-1, keepdim=True) / (pixels.shape[-1] - 1)
+            pixels = pixels / (variance.sqrt() + 1e-6)
         return pixels.transpose(2, 3).flatten(2)

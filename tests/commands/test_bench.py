@@ -8,7 +8,7 @@ import pytest
 
 from kinetics400.bench import augment as bench_augmentation
 from kinetics400.bench.loader import FULL, QUICK
-from kinetics400.commands import bench
+from kinetics400.commands import bench, bench_report
 from kinetics400.data.transcode import EncodeSettings
 from kinetics400.errors import InputError
 
@@ -100,11 +100,13 @@ def test_the_table_goes_to_standard_output_and_progress_does_not(
 
 
 def test_a_shared_core_is_mentioned() -> None:
-    assert "clock ran 25 % longer" in bench.format_table({**RESULT, "wall_share_of_cpu": 1.25})
+    assert "clock ran 25 % longer" in bench_report.loader_table(
+        {**RESULT, "wall_share_of_cpu": 1.25}
+    )
 
 
 def test_a_psnr_that_nobody_knows_is_a_dash() -> None:
-    assert "luma PSNR – against" in bench.format_table({**RESULT, "psnr_luma_db": None})
+    assert "luma PSNR – against" in bench_report.loader_table({**RESULT, "psnr_luma_db": None})
 
 
 def test_json_on_standard_output_is_alone_there(
@@ -243,3 +245,36 @@ def test_fidelity_without_scipy_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(bench, "find_spec", lambda _: None)
     with pytest.raises(InputError, match="scipy: install the extra `dev`"):
         bench.main(["augment-fidelity"])
+
+
+# --- a step ---------------------------------------------------------------------------------------
+
+
+def test_step_tells_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "step.json"
+    sizes = "--model_name tiny --input_size 32 --num_frames 4 --batch_size 2 --repeats 1"
+    assert bench.main(["step", "--quick", "--json", str(target), *sizes.split()]) == 0
+    result = json.loads(target.read_text())
+    for key in ("ratio_transformers", "ratio_reference", "memory_ratio"):
+        assert 0 < result[key] < 100
+    assert 0 < result["loss_difference"] < 1e-5
+    rows = {row["side"]: row for row in result["rows"]}
+    assert rows.keys() == {"ours", "transformers", "plain"}
+    ours = rows["ours"]
+    assert ours["step"] == pytest.approx(sum(ours[p] for p in ("forward", "backward", "optimizer")))
+    told = capsys.readouterr().out
+    assert "pretraining, width 128, depth 4, 2 clips of 4 × 32², 32-true, on CPU, one core" in told
+    assert "first losses differ by" in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--repeats 0 --batch_size 0", r"(?s)--batch_size 0 must be at least 1.*--repeats 0 must"),
+        ("--input_size 100", "--input_size 100 is not a positive multiple of --patch_size 16"),
+        ("--model_name videomae", "--model_name 'videomae' is unknown"),
+    ],
+)
+def test_step_refuses_bad_flags(flags: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        bench.main(["step", *flags.split()])

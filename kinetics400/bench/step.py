@@ -1,0 +1,521 @@
+"""What a training step costs: ours, transformers', and one written plainly.
+
+Same weights, clips, masks, parameter groups and precision, with the optimizer's update. The sides
+take turns; figures are medians. On a CPU one core is measured, by the CPU's clock.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.profiler import ProfilerActivity, profile
+
+from kinetics400.batch import Batch
+from kinetics400.bench.fidelity.model import reference_model
+from kinetics400.bench.figures import machine, versions
+from kinetics400.bench.loader import Say, one_core
+from kinetics400.bench.plain import PlainClassification, PlainPretraining
+from kinetics400.data import keys
+from kinetics400.engine.matrix_rate import datasheet_rate, matrix_rate
+from kinetics400.engine.optim import build_adamw
+from kinetics400.methods.base import Method
+from kinetics400.methods.classification import Classification
+from kinetics400.methods.videomae import VideoMAE
+from kinetics400.models.vit import DecoderConfig, VitConfig
+
+SEED = 0
+LR = 1e-4
+NUM_CLASSES = 400
+BETAS = (0.9, 0.95)
+WEIGHT_DECAY = 0.05
+COMPARED_STEPS = 2
+OURS, TRANSFORMERS, PLAIN = "ours", "transformers", "plain"
+COMPILED = ", compiled"
+KERNELS = 12
+PHASES = ("forward", "backward", "optimizer")
+MATRIX_TYPES = {
+    "32-true": torch.float32,
+    "bf16-mixed": torch.bfloat16,
+    "bf16-true": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is trained, and on what.
+
+    Attributes:
+        decoder: pretraining's; None finetunes.
+        precision: as the flag; of `MATRIX_TYPES`.
+    """
+
+    config: VitConfig
+    decoder: DecoderConfig | None
+    batch_size: int
+    precision: str
+    device: torch.device
+
+    @property
+    def weights(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bf16-true" else torch.float32
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.precision != "bf16-mixed":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is measured."""
+
+    repeats: int
+    compiled: bool
+    """Compile ours and transformers', which takes a minute each."""
+    largest_batch: bool = False
+    """Look for the largest batch that fits; on CUDA only."""
+
+
+FULL = Amount(repeats=7, compiled=True, largest_batch=True)
+QUICK = Amount(repeats=3, compiled=False)
+
+
+@dataclass
+class Side:
+    """One of those that are compared."""
+
+    loss: Callable[[], Tensor]
+    module: nn.Module
+    optimizer: Optimizer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured step, seconds."""
+
+    side: str
+    repeat: int
+    forward: float
+    backward: float
+    optimizer: float
+    step: float
+    """On CUDA measured by itself, without waiting for the device between the phases."""
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """What torch's profiler saw in one step.
+
+    Attributes:
+        kernels: the operations that took most time, with their shares of it.
+        growth: most bytes that the CPU's allocator held beyond the start; 0 on CUDA.
+    """
+
+    kernels: list[dict[str, Any]]
+    growth: int
+
+
+class Clock:
+    """Seconds spent by the device, or by the CPU that computes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def __call__(self) -> float:
+        if self._device.type != "cuda":
+            return time.process_time()
+        torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+# --- the sides ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch in everybody's form.
+
+    Attributes:
+        batch: ours.
+        hidden: (B, N) bool; None where nothing is masked.
+    """
+
+    batch: Batch
+    hidden: Tensor | None
+
+
+def make_method(subject: Subject) -> Method:
+    """Ours, on the device; the same weights every time."""
+    torch.manual_seed(SEED)
+    dtype = torch.float32 if subject.precision == "32-true" else torch.bfloat16
+    method: Method
+    if subject.decoder is None:
+        method = Classification(subject.config, NUM_CLASSES, head_init_scale=1.0, dtype=dtype)
+    else:
+        method = VideoMAE(subject.config, subject.decoder, dtype=dtype)
+    return method.to(subject.device, subject.weights)
+
+
+def make_inputs(subject: Subject, method: Method) -> Inputs:
+    """Clips that look like nothing; their content costs nobody anything."""
+    config = subject.config
+    generator = torch.Generator().manual_seed(SEED)
+    size = (3, config.num_frames, config.image_size, config.image_size)
+    batch = Batch(
+        torch.randn(subject.batch_size, *size, generator=generator),
+        torch.arange(subject.batch_size) % NUM_CLASSES,
+        keys.combine(SEED, torch.arange(subject.batch_size)),
+    ).to(subject.device)
+    drawn = method.draw(batch.keys)
+    if not drawn:
+        return Inputs(batch, None)
+    shape = (subject.batch_size, config.num_tokens)
+    hidden = torch.zeros(shape, dtype=torch.bool, device=subject.device)
+    return Inputs(batch, hidden.scatter_(1, drawn["mask_indices"], True))
+
+
+def make_side(name: str, subject: Subject) -> Side:
+    """Build one side, on the device."""
+    kind = name.removesuffix(COMPILED)
+    method = make_method(subject)
+    inputs = make_inputs(subject, method)
+    makers = {OURS: _ours, TRANSFORMERS: _transformers, PLAIN: _plain}
+    return makers[kind](subject, method, inputs, name.endswith(COMPILED))
+
+
+def _ours(subject: Subject, method: Method, inputs: Inputs, compiled: bool) -> Side:
+    model = torch.compile(method, fullgraph=True, dynamic=False) if compiled else method
+    method.train()
+
+    def loss() -> Tensor:  # as the training loop does it: masks are part of a step
+        return model(inputs.batch, method.draw(inputs.batch.keys))["loss"]
+
+    return Side(loss, method, build_adamw(_groups(method), betas=BETAS, fused=True))
+
+
+def _transformers(subject: Subject, method: Method, inputs: Inputs, compiled: bool) -> Side:
+    assert isinstance(method, VideoMAE | Classification)
+    module = reference_model(method.float().cpu()).to(subject.device, subject.weights).train()
+    model = torch.compile(module, dynamic=False) if compiled else module
+    # What a loader would have handed over: made once, outside the step.
+    pixels = inputs.batch.clips.transpose(1, 2).contiguous()
+
+    def loss() -> Tensor:
+        clips = pixels.to(subject.weights)
+        if inputs.hidden is None:
+            return model(clips, labels=inputs.batch.labels).loss
+        return model(clips, bool_masked_pos=inputs.hidden).loss
+
+    return Side(loss, module, build_adamw(_groups(module), betas=BETAS, fused=True))
+
+
+def _plain(subject: Subject, method: Method, inputs: Inputs, compiled: bool) -> Side:
+    assert not compiled
+    module: nn.Module
+    if subject.decoder is None:
+        module = PlainClassification(subject.config, NUM_CLASSES)
+    else:
+        module = PlainPretraining(subject.config, subject.decoder)
+    module.load_state_dict(method.state_dict())
+    module.to(subject.device, subject.weights).train()
+    batch = inputs.batch
+
+    def loss() -> Tensor:
+        clips = batch.clips.to(subject.weights)
+        if inputs.hidden is None:
+            return module(clips, batch.labels)
+        return module(clips, batch.clips, inputs.hidden)
+
+    # torch's own choice: a loop on a CPU, several tensors at a time on CUDA.
+    return Side(loss, module, AdamW(_groups(module), lr=LR, betas=BETAS))
+
+
+def _groups(module: nn.Module) -> list[dict[str, Any]]:
+    """No decay for vectors and tokens, as everybody has it."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    decays = {name: p.dim() > 1 and not name.endswith("_token") for name, p in named}
+    return [
+        {
+            "params": [p for name, p in named if decays[name] == is_decayed],
+            "weight_decay": WEIGHT_DECAY if is_decayed else 0.0,
+            "lr": LR,
+        }
+        for is_decayed in (True, False)
+    ]
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def bench_step(subject: Subject, *, amount: Amount, say: Say) -> dict[str, Any]:
+    """Measure everything; the result is plain JSON.
+
+    Args:
+        subject: what is trained.
+        amount: how much to measure.
+        say: takes a line on what is going on.
+    """
+    on_cuda = subject.device.type == "cuda"
+    names = [OURS, TRANSFORMERS, PLAIN]
+    if amount.compiled:
+        names += [OURS + COMPILED, TRANSFORMERS + COMPILED]
+    with nullcontext(-1) if on_cuda else one_core() as core:
+        sides: dict[str, Side] = {}
+        about: dict[str, dict[str, Any]] = {}
+        losses: dict[str, list[float]] = {}
+        for name in names:
+            say(f"{name}: building, {COMPARED_STEPS} first steps")
+            start, held = time.perf_counter(), _held(subject.device)
+            try:
+                side = make_side(name, subject)
+                losses[name] = first_losses(side, subject)
+            except (RuntimeError, AssertionError) as error:
+                # torch.compile's errors: no compiler on this machine, or a model it cannot take.
+                if not name.endswith(COMPILED):
+                    raise
+                about[name] = {"unavailable": _first_line(error)}
+                continue
+            seconds, sides[name] = time.perf_counter() - start, side
+            seen = profiled(side, subject)
+            peak = peak_memory(side, subject, held) if on_cuda else kept_bytes(side) + seen.growth
+            about[name] = {
+                "unavailable": None,
+                "seconds_to_start": seconds,
+                "peak_memory_mib": peak / 2**20,
+                "kernels": seen.kernels,
+            }
+        say("taking turns")
+        rows = take_turns(sides, subject, amount.repeats)
+        rate = matrix_rate(subject.device, MATRIX_TYPES[subject.precision])
+        model_flops = make_method(subject).training_flops()
+        for name in sides:
+            about[name] |= figures(rows, name, subject.batch_size, model_flops, rate)
+        largest: dict[str, int] | None = None
+        if on_cuda and amount.largest_batch:
+            say("looking for the largest batches")
+            largest = {name: largest_batch(_fits(name, subject)) for name in losses}
+    return {
+        "benchmark": "step",
+        **headline(about, losses),
+        "sides": about,
+        "losses": losses,
+        "training_gflops_per_clip": model_flops / 1e9,
+        "matrix_tflops": rate / 1e12,
+        "datasheet_tflops": datasheet_rate(subject.device, MATRIX_TYPES[subject.precision]),
+        "largest_batch": largest,
+        "settings": {
+            "method": "finetuning" if subject.decoder is None else "pretraining",
+            "config": asdict(subject.config),
+            "batch_size": subject.batch_size,
+            "precision": subject.precision,
+            "repeats": amount.repeats,
+            "seed": SEED,
+        },
+        "machine": machine(core)
+        | {"device": torch.cuda.get_device_name(subject.device) if on_cuda else "CPU, one core"},
+        "versions": versions() | {"transformers": metadata.version("transformers")},
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def step(side: Side, subject: Subject) -> Tensor:
+    """One training step; its loss, ()."""
+    with subject.autocast():
+        loss = side.loss()
+    loss.backward()
+    side.optimizer.step()
+    side.optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def first_losses(side: Side, subject: Subject) -> list[float]:
+    """Losses of the first steps, which also warm everything up."""
+    for group in side.optimizer.param_groups:
+        group["lr"] = LR
+    return [step(side, subject).item() for _ in range(COMPARED_STEPS)]
+
+
+def take_turns(sides: Mapping[str, Side], subject: Subject, repeats: int) -> list[Row]:
+    """Time a step of each side in each repeat."""
+    clock = Clock(subject.device)
+    rows = []
+    for repeat in range(repeats):
+        for name, side in sides.items():
+            phases = timed_phases(side, subject, clock)
+            whole = sum(phases)
+            if subject.device.type == "cuda":
+                start = clock()
+                step(side, subject)
+                whole = clock() - start
+            rows.append(Row(name, repeat, *phases, whole))
+    return rows
+
+
+def timed_phases(side: Side, subject: Subject, clock: Clock) -> tuple[float, float, float]:
+    """Seconds of forward, backward and optimizer."""
+    times = [clock()]
+    with subject.autocast():
+        loss = side.loss()
+    times.append(clock())
+    loss.backward()
+    times.append(clock())
+    side.optimizer.step()
+    side.optimizer.zero_grad(set_to_none=True)
+    times.append(clock())
+    forward, backward, optimizer = (after - before for before, after in pairwise(times))
+    return forward, backward, optimizer
+
+
+def _held(device: torch.device) -> int:
+    """Bytes allocated on a GPU before a side is built."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def profiled(side: Side, subject: Subject) -> Profiled:
+    """Look into one step."""
+    on_cuda = subject.device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda
+    with profile(activities=activities, profile_memory=not on_cuda) as seen:
+        step(side, subject)
+    averages = seen.key_averages()
+    spent = {
+        event.key: event.self_device_time_total if on_cuda else event.self_cpu_time_total
+        for event in averages
+    }
+    whole = sum(spent.values())
+    calls = {event.key: event.count for event in averages}
+    kernels = [
+        {"name": key, "share": spent[key] / whole, "ms": spent[key] / 1e3, "calls": calls[key]}
+        for key in sorted(spent, key=lambda key: -spent[key])[:KERNELS]
+    ]
+    return Profiled(kernels, 0 if on_cuda else _peak(seen))
+
+
+def _peak(seen: profile) -> int:
+    assert seen.profiler is not None
+    held = most = 0
+    results: Any = seen.profiler.kineto_results  # each allocation by itself is only here
+    memory = [event for event in results.events() if event.name() == "[memory]"]
+    for event in sorted(memory, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def kept_bytes(side: Side) -> int:
+    """Bytes that stay from step to step: weights, buffers, moments."""
+    tensors = [*side.module.parameters(), *side.module.buffers()]
+    for state in side.optimizer.state.values():
+        tensors += [value for value in state.values() if isinstance(value, Tensor)]
+    return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
+
+
+def peak_memory(side: Side, subject: Subject, held: int) -> int:
+    """Largest number of bytes that a side takes of a GPU; `held` is what others took before it."""
+    torch.cuda.reset_peak_memory_stats(subject.device)
+    step(side, subject)
+    return torch.cuda.max_memory_allocated(subject.device) - held
+
+
+def largest_batch(fits: Callable[[int], bool], limit: int = 4096) -> int:
+    """Largest batch size that fits, to the next power of two and then to an eighth of it; 0: none.
+
+    >>> largest_batch(lambda batch_size: batch_size <= 200)
+    192
+    """
+    size = 1
+    if not fits(size):
+        return 0
+    while size < limit and fits(2 * size):
+        size *= 2
+    part = max(size // 8, 1)
+    good = size
+    while size < limit and good + part < 2 * size and fits(good + part):
+        good += part
+    return good
+
+
+def _fits(name: str, subject: Subject) -> Callable[[int], bool]:
+    def fits(batch_size: int) -> bool:
+        with _freed(subject.device):
+            try:
+                trial = Subject(**{**subject.__dict__, "batch_size": batch_size})
+                side = make_side(name, trial)
+                for _ in range(2):  # the second has the optimizer's moments from its beginning
+                    step(side, trial)
+            except torch.cuda.OutOfMemoryError:
+                return False
+            return True
+
+    return fits
+
+
+@contextmanager
+def _freed(device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        torch.compiler.reset()
+        torch.cuda.empty_cache()
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def figures(
+    rows: Sequence[Row], name: str, batch_size: int, model_flops: int, rate: float
+) -> dict[str, float]:
+    """A side's medians, ms, and what follows from them."""
+    own = [row for row in rows if row.side == name]
+    seconds = median(row.step for row in own)
+    return {
+        "step_ms": 1e3 * seconds,
+        "least_step_ms": 1e3 * min(row.step for row in own),
+        "most_step_ms": 1e3 * max(row.step for row in own),
+        **{f"{phase}_ms": 1e3 * median(getattr(row, phase) for row in own) for phase in PHASES},
+        "clips_per_sec": batch_size / seconds,
+        "mfu": batch_size * model_flops / seconds / rate,
+    }
+
+
+def headline(
+    about: Mapping[str, Mapping[str, Any]], losses: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
+    """The figures that claims are made of. Ours is the better of eager and compiled."""
+
+    def time_of(name: str) -> float | None:
+        return about.get(name, {}).get("step_ms")
+
+    def ratio(above: str, below: str) -> float | None:
+        over, under = time_of(above), time_of(below)
+        return None if over is None or under is None else over / under
+
+    ours = min((OURS, OURS + COMPILED), key=lambda name: time_of(name) or float("inf"))
+    memory = about[ours]["peak_memory_mib"]
+    return {
+        "ours": ours,
+        "ratio_transformers": ratio(TRANSFORMERS, ours),
+        "ratio_transformers_eager": ratio(TRANSFORMERS, OURS),
+        "ratio_transformers_compiled": ratio(TRANSFORMERS + COMPILED, OURS + COMPILED),
+        "ratio_reference": ratio(PLAIN, ours),
+        "memory_ratio": memory / about[TRANSFORMERS]["peak_memory_mib"],
+        "memory_ratio_reference": memory / about[PLAIN]["peak_memory_mib"],
+        "loss_difference": max(
+            abs(loss - own) / abs(own)
+            for side in losses.values()
+            for loss, own in zip(side, losses[OURS], strict=True)
+        ),
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
