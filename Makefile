@@ -21,7 +21,7 @@ STAMP := $(VENV)/.kinetics400-$(KEY)
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format bench fidelity fidelity-augment fidelity-curves faults faults-full doctor-proof docs clean
+.PHONY: help env demo test check format bench bench-step fidelity fidelity-augment fidelity-curves faults faults-full doctor-proof docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,14 @@ format: $(STAMP)  ## format the code and sort imports
 
 bench: $(STAMP)  ## measure reading against other loaders on one core, some minutes
 	OMP_NUM_THREADS=1 $(PYTHON) -m kinetics400 bench loader --scaling --json benchmarks/results/loader.json
+
+# A CPU shows what a GPU shows of operations and memory, not of speed: `benchmarks/gpu.sh`.
+bench-step: $(STAMP)  ## measure training steps against transformers and a plain one on one core, 15 minutes
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) -m kinetics400 bench step --accelerator cpu --json benchmarks/results/step_cpu.json
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) -m kinetics400 bench step --accelerator cpu --method finetuning --json benchmarks/results/step_cpu_finetuning.json
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) -m kinetics400 bench step --accelerator cpu --quick --model_name MCG-NJU/videomae-base --json benchmarks/results/step_cpu_base.json
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) -m kinetics400 bench step --accelerator cpu --quick --model_name MCG-NJU/videomae-large --batch_size 1 --json benchmarks/results/step_cpu_large.json
+	$(PYTHON) docs/tables
 
 fidelity-augment: $(STAMP)  ## compare augmentation with timm, PIL and torchvision, a minute
 	OMP_NUM_THREADS=1 $(PYTHON) -m kinetics400 bench augment-fidelity --json results/fidelity_augment.json
