@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ MAY_CHANGE = {
     *("n_device", "accelerator", "strategy", "n_worker", "max_bad_share", "decode_timeout"),
     *("data_dir", "train_list", "val_list", "pretrained_dir", "label_names"),
     *("views", "merge", "eval_frequency", "save_dir", "save_frequency", "save_minutes"),
-    *("keep_every", "log_every", "rank_timeout"),
+    *("keep_every", "log_every", "rank_timeout", "compile", "activation_checkpointing"),
     *("resume", "recipe", "dry_run"),
 }
 
@@ -252,6 +253,19 @@ def accelerator(flag: str) -> str:
     return flag
 
 
+def is_compiled(device: DeviceFlags) -> bool:
+    """Whether `--compile` asks for it: `auto` does on CUDA where there is a C compiler."""
+    if device.compile == "auto":
+        return accelerator(device.accelerator) == "cuda" and has_compiler()
+    return device.compile == "on"
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds the compiler that it needs for its launchers, or for a CPU."""
+    named = [os.environ.get("CC"), os.environ.get("CXX")]
+    return any(shutil.which(one) for one in (*named, "gcc", "cc", "clang", "g++") if one)
+
+
 def missing_devices(device: DeviceFlags) -> list[str]:
     """What of the devices asked for this machine lacks.
 
@@ -273,6 +287,8 @@ def missing_devices(device: DeviceFlags) -> list[str]:
     if device.precision.startswith("16-") and not on_gpu:
         # Fabric would quietly take bfloat16 instead.
         missing.append(f"devices: --precision {device.precision} needs a CUDA device")
+    if device.compile == "on" and not has_compiler():
+        missing.append("devices: --compile on needs a C compiler (gcc) on this machine")
     return missing
 
 
@@ -377,6 +393,8 @@ def plan_as_json(run: Run) -> str:
         "precision": config.device.precision,
         "dtype": str(input_dtype(config.device)).removeprefix("torch."),
         "strategy": "ddp" if config.device.n_device > 1 else config.device.strategy,
+        "compile": is_compiled(config.device),
+        "activation_checkpointing": config.device.activation_checkpointing,
         "n_device": config.device.n_device,
         "train_videos": count(run.train_videos, "train"),
         "val_videos": count(run.val_videos, "val"),

@@ -16,7 +16,7 @@ from kinetics400 import __version__
 from kinetics400.augment.pipeline import Augment
 from kinetics400.commands.bad_videos import BadVideos, format_bad_videos
 from kinetics400.commands.guard import VideoGuard
-from kinetics400.commands.plan import Run, RunConfig, Schedule, accelerator
+from kinetics400.commands.plan import Run, RunConfig, Schedule, accelerator, is_compiled
 from kinetics400.commands.saving import Saver
 from kinetics400.commands.telling import describe, mention_originals, say
 from kinetics400.config.common import DeviceFlags
@@ -46,6 +46,7 @@ from kinetics400.engine.generators import seed_generators
 from kinetics400.engine.interruption import Interruption
 from kinetics400.engine.lock import locked
 from kinetics400.engine.log import RunLog, is_evaluated
+from kinetics400.engine.matrix_rate import matrix_rate
 from kinetics400.engine.optim import build_optimizer
 from kinetics400.engine.ranks import fail_fast, meet_again
 from kinetics400.engine.restarts import require_progress
@@ -53,6 +54,7 @@ from kinetics400.engine.trainer import Plan, fit
 from kinetics400.engine.updates import require_finite_weights
 from kinetics400.errors import Failure, InputError
 from kinetics400.methods.base import Method
+from kinetics400.models.vit import checkpoint_blocks
 
 START_SECONDS = 300  # in which all processes must have come: their machines may be slow to import
 
@@ -209,6 +211,8 @@ def _train(
 ) -> None:
     config, schedule, method = run.config, run.schedule, run.method
     flags, save_dir = config.optimization, config.saving.save_dir
+    if config.device.activation_checkpointing == "blocks":
+        checkpoint_blocks(method)
     start_step = checkpoint.step if checkpoint is not None else 0
     fabric.to_device(method)
     # All buffers are constants: ranks need not tell each other at every step.
@@ -293,6 +297,8 @@ def _train(
             check=check,
             average=average,
             decide=interruption.decide,
+            compiled=is_compiled(config.device),
+            mfu_unit=_mfu_unit(fabric, run),
         )
     if average is not None:
         average.apply()
@@ -318,6 +324,14 @@ def _require_agreement(agreement: Agreement, run: Run, start_step: int) -> None:
             f"the processes were started differently from rank 0: {'; '.join(unlike)}. Start all "
             "with the same command, data and weights"
         )
+
+
+def _mfu_unit(fabric: Fabric, run: Run) -> float:
+    """Clips per second at which the model's products would take all that the devices can do."""
+    precision = run.config.device.precision
+    dtype = {"32": torch.float32, "16": torch.float16}.get(precision[:2], torch.bfloat16)
+    rate = matrix_rate(fabric.device, dtype, repeats=3)
+    return fabric.world_size * rate / run.method.training_flops()
 
 
 def _plan(config: RunConfig, schedule: Schedule) -> Plan:

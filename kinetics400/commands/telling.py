@@ -4,7 +4,7 @@ import os
 import sys
 
 from kinetics400 import __version__
-from kinetics400.commands.plan import Run, RunConfig, Schedule
+from kinetics400.commands.plan import Run, RunConfig, Schedule, is_compiled
 from kinetics400.data.manifest import count_originals
 from kinetics400.engine.log import RunLog
 from kinetics400.engine.optim import count_parameters
@@ -43,6 +43,7 @@ def describe(log: RunLog, run: Run, start_step: int) -> None:
         f"global batch {schedule.global_batch_size} = {flags.batch_size} per device "
         f"x {device.n_device} device(s) x {flags.accumulate} micro-batch(es); "
         f"{run.optimizer}, precision {device.precision}"
+        + (", compiled" if is_compiled(device) else "")
     )
     log.say(
         f"learning rate {schedule.start_lr:.3g} to {schedule.peak_lr:.3g} "

@@ -1,6 +1,7 @@
 """How fast a device multiplies matrices, which a model's FLOPs per second are compared with."""
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -30,7 +31,13 @@ def datasheet_rate(device: torch.device, dtype: torch.dtype) -> float | None:
     return next((rate for part, rate in _DATASHEET.items() if part in name), None)
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, *, repeats: int = 5) -> float:
+def matrix_rate(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    repeats: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Floating-point operations per second of large square matrix products.
 
     The fastest of the repeats: what the device can do, not what others left of it.
@@ -41,12 +48,12 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, *, repeats: int = 5) -
     matrix = torch.outer(values, values.flip(0)).to(dtype)
     least = float("inf")
     for repeat in range(-1, repeats):  # the first turn warms up
-        start = time.perf_counter()
+        start = clock()
         for _ in range(count):
             product = matrix @ matrix
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if repeat >= 0:
-            least = min(least, time.perf_counter() - start)
+            least = min(least, clock() - start)
     del product
     return 2 * size**3 * count / least

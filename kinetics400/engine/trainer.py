@@ -1,7 +1,6 @@
 """The only training loop. Supervised and self-supervised methods share it."""
 
 import signal
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from kinetics400.batch import Batch
 from kinetics400.engine.average import WeightAverage
 from kinetics400.engine.interruption import Decision
 from kinetics400.engine.log import RunLog
-from kinetics400.engine.meter import Meter
+from kinetics400.engine.meter import Meter, WaitWarning
 from kinetics400.engine.optim import set_lr
 from kinetics400.engine.updates import Updates, gradient_norm
 from kinetics400.errors import Stopped
@@ -76,6 +75,8 @@ def fit(
     check: Callable[[int], None] | None = None,
     average: WeightAverage | None = None,
     decide: Callable[[], Decision] = Decision,
+    compiled: bool = False,
+    mfu_unit: float | None = None,
 ) -> None:
     """Train from `start_step` to the end.
 
@@ -99,6 +100,8 @@ def fit(
             must not go on.
         average: takes in the weights after each step.
         decide: asked after each step whether to save, and whether to stop.
+        compiled: whether the method's forward, its loss and their backward become one graph.
+        mfu_unit: clips per second that count as an MFU of 1; None leaves the MFU out of the log.
 
     Raises:
         Failure: the loss or a gradient has not been finite too often.
@@ -111,6 +114,10 @@ def fit(
         if evaluate is not None and rest == 0 and (epoch % plan.eval_every == 0 or last):
             log.metrics(done, {"epoch": epoch, **evaluate(done)})
 
+    if compiled:
+        # The method itself, not what Fabric wraps around it: DDP's own forward is no whole graph.
+        # Within DDP the graph is cut where gradients are exchanged, so that both overlap.
+        method.compile(fullgraph=True, dynamic=False)
     model, wrapped = fabric.setup(method, optimizer)
     method.train()
     data = iter(batches)
@@ -118,7 +125,8 @@ def fit(
         _warm_up(fabric, model, wrapped, method, augment(first[0]))
         data = chain([first], data)
     updates = Updates(fabric, optimizer, plan.slots)
-    meter = Meter(fabric, plan.global_batch_size * plan.num_sample, start_means or {})
+    meter = Meter(fabric, plan.global_batch_size * plan.num_sample, start_means or {}, mfu_unit)
+    warn_of_waiting = WaitWarning(log.say)
     if start_step and not is_evaluated:
         evaluate_if_due(start_step)
         meter.restart_clock()
@@ -128,17 +136,16 @@ def fit(
             lr = plan.lr(step)
             set_lr(wrapped, lr)
             for micro in range(plan.accumulate):
-                waiting = time.perf_counter()
-                batch, failures = next(data)
-                meter.data_time += time.perf_counter() - waiting
+                with meter.waiting():
+                    batch, failures = next(data)
                 if failures and record is not None:
                     record(step, failures)
                 batch = augment(batch)
                 # All ranks' gradients meet once per step, at its last micro-batch.
                 with fabric.no_backward_sync(model, enabled=micro < plan.accumulate - 1):
-                    values = model(batch, method.draw(batch.keys))
-                    fabric.backward(values["loss"] / plan.accumulate)
-                meter.add(values)
+                    outcome = model(batch, method.draw(batch.keys))
+                    fabric.backward(outcome["loss"] / plan.accumulate)
+                meter.add(outcome)
             if plan.clip_grad is not None:
                 clipped = fabric.clip_gradients(
                     model, wrapped, max_norm=plan.clip_grad, error_if_nonfinite=False
@@ -162,7 +169,9 @@ def fit(
                 if check is not None:
                     check(step)
                 updates.read(log.say)
-                log.metrics(done, {"epoch": done / plan.steps_per_epoch, "lr": lr, **meter.read()})
+                values = meter.read()
+                log.metrics(done, {"epoch": done / plan.steps_per_epoch, "lr": lr, **values})
+                warn_of_waiting(values["data_share"])
             decision = decide()
             at_epoch = step_in_epoch == 0 and (epoch % plan.save_every == 0 or last)
             # Before the evaluation: that may be repeated.

@@ -182,6 +182,7 @@ EVERYTHING = {
         *("--target_fps", "25", "--exact_frames", "--num_sample", "2", "--flip", "0.5"),
         *("--weight_decay", "0.1", "--clip_grad", "1.0", "--accelerator", "cpu"),
         *("--n_device", "2", "--precision", "bf16-mixed", "--dtype", "float32"),
+        *("--compile", "on", "--activation_checkpointing", "blocks"),
         *("--strategy", "ddp", "--save_dir", "run one", "--save_frequency", "2"),
         *("--save_minutes", "5", "--rank_timeout", "30", "--keep_every", "7", "--deterministic"),
         *("--seed", "42", "--log_every", "3"),

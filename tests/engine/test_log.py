@@ -16,6 +16,8 @@ VALUES = {
     "lr": 1.5e-4,
     "clips_per_sec": 444.44,
     "data_time": 0.0123,
+    "data_share": 0.027,
+    "mfu": 0.456,
     "step_time": 0.456,
     "memory": 9.87,
 }
@@ -83,8 +85,8 @@ def test_console_line_has_every_number_with_its_unit(
         log.metrics(20, {"epoch": 2, "val_top1_acc": 50.0})
         log.say("two videos could not be read")
     training, evaluation, said = capsys.readouterr().out.splitlines()
-    assert training.startswith("step 20/100  loss 1.2346  lr 0.00015  444.4 clips/s  data 0.012 s")
-    assert training.endswith("step 0.456 s  mem 9.9 GiB  ETA 0:00:00")
+    assert training.startswith("step 20/100  loss 1.2346  lr 0.00015  444.4 clips/s  step 0.456 s")
+    assert training.endswith("waiting for data 3%  MFU 46%  mem 9.9 GiB  ETA 0:00:00")
     assert evaluation.startswith("epoch 2  ") and "50.0" in evaluation and "ETA" not in evaluation
     assert said == "two videos could not be read"
 

@@ -14,6 +14,7 @@ from kinetics400.models.vit import (
     PatchEmbed,
     VisionTransformer,
     VitConfig,
+    checkpoint_blocks,
     gather_tokens,
     init_linear,
     mlp_width,
@@ -253,3 +254,53 @@ def test_clips_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
     model = VisionTransformer(CONFIG, final_norm=True)
     with pytest.raises(RuntimeError, match="shape"):
         model(torch.zeros(shape))
+
+
+# --- activation checkpointing ---------------------------------------------------------------------
+
+
+def gradients(config: VitConfig, checkpointed: bool) -> tuple[list[Tensor], int]:
+    """Of all parameters, and the bytes kept for the backward pass."""
+    torch.manual_seed(0)
+    model = VisionTransformer(config, final_norm=True).train()
+    if checkpointed:
+        checkpoint_blocks(model)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    torch.manual_seed(1)
+    clips = torch.randn(2, 3, config.num_frames, config.image_size, config.image_size)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(clips).square().mean()
+    loss.backward()
+    found = [parameter.grad for parameter in model.parameters()]
+    assert all(gradient is not None for gradient in found)
+    return [gradient for gradient in found if gradient is not None], sum(kept.values())
+
+
+def test_checkpointed_blocks_have_the_same_gradients_and_keep_less() -> None:
+    """Bit by bit, with stochastic depth: the second forward draws the same paths."""
+    config = VitConfig(
+        embed_dim=48, depth=6, num_heads=2, image_size=32, num_frames=8, drop_path_rate=0.5
+    )
+    plain, kept = gradients(config, checkpointed=False)
+    again, kept_less = gradients(config, checkpointed=True)
+    assert all(torch.equal(one, two) for one, two in zip(plain, again, strict=True))
+    assert kept_less < 0.4 * kept
+
+
+def test_nothing_is_checkpointed_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = VitConfig(embed_dim=24, depth=1, num_heads=2, image_size=16, num_frames=4)
+    model = VisionTransformer(config, final_norm=True)
+    checkpoint_blocks(model)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("kinetics400.models.vit.checkpoint", refuse)
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 4, 16, 16))
