@@ -100,8 +100,8 @@ def summary(
     }
 
 
-def machine(core: int) -> dict[str, Any]:
-    """Where this was measured."""
+def machine(core: int | None = None) -> dict[str, Any]:
+    """Where this was measured; `core` if it was on one."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {

@@ -267,7 +267,7 @@ def bench_step(subject: Subject, *, amount: Amount, say: Say) -> dict[str, Any]:
     names = [OURS, TRANSFORMERS, PLAIN]
     if amount.compiled:
         names += [OURS + COMPILED, TRANSFORMERS + COMPILED]
-    with nullcontext(-1) if on_cuda else one_core() as core:
+    with nullcontext(None) if on_cuda else one_core() as core:
         sides: dict[str, Side] = {}
         about: dict[str, dict[str, Any]] = {}
         losses: dict[str, list[float]] = {}

@@ -1,7 +1,7 @@
 """`kinetics400 bench`: measure this machine, compare with the published code.
 
 `loader` and `augment` measure what feeding a model costs on one core, `step` what training it
-costs; the others compare.
+costs, `run` both together; the others compare.
 """
 
 import json
@@ -22,13 +22,16 @@ from kinetics400.commands.bench_report import (
     augment_table,
     fidelity_table,
     loader_table,
+    run_table,
     step_table,
 )
+from kinetics400.commands.bench_run import bench_run
 from kinetics400.commands.plan import Problems, accelerator, vit_config
 from kinetics400.config.bench import (
     BenchAugmentConfig,
     BenchFidelityConfig,
     BenchLoaderConfig,
+    BenchRunConfig,
     BenchStepConfig,
     EncodeFlags,
 )
@@ -153,6 +156,22 @@ def step(argv: Sequence[str]) -> int:
     return 0
 
 
+def run(argv: Sequence[str]) -> int:
+    """`kinetics400 bench run`."""
+    split = argv.index("--") if "--" in argv else len(argv)
+    own, flags = argv[:split], argv[split + 1 :]
+    config = parse(
+        BenchRunConfig,
+        own,
+        prog="kinetics400 bench run",
+        description="Run some steps of a real training, from MP4 files on, and project the hours "
+        "of all: kinetics400 bench run [flags] -- [flags of the training command].",
+    )
+    result = bench_run(config, flags)
+    deliver(result, run_table(result), config.json)
+    return 0
+
+
 def augment_fidelity(argv: Sequence[str]) -> int:
     """`kinetics400 bench augment-fidelity`; exit code 1 if a comparison fails."""
     config = parse(
@@ -241,6 +260,7 @@ def deliver(result: Mapping[str, Any], table: str, target: str | None) -> None:
 BENCHMARKS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "loader": (loader, "reading clips on one core: our store, decord, torchcodec, PyAV"),
     "augment": (augment, "augmentation on one core: ours, torchvision, timm on PIL images"),
+    "run": (run, "some steps of a real run, from MP4 files on, and the hours of all"),
     "step": (step, "a training step: ours, transformers', and one written plainly"),
     "augment-fidelity": (augment_fidelity, "augmentation against timm, PIL and torchvision"),
     "fidelity": (fidelity, "every published rule against its reference"),

@@ -145,6 +145,24 @@ def step_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def run_table(result: Mapping[str, Any]) -> str:
+    """What a run would take, for people."""
+    settings, made = result["settings"], result["videos_made"]
+    return "\n".join(
+        [
+            f"{settings['method']} of {result['model']}, {result['clips_per_step']} clips per step "
+            f"on {settings['n_device']} × {result['machine']['device']}, {settings['precision']}, "
+            f"{settings['n_worker']} workers; videos {'made here' if made else 'as listed'}",
+            f"{result['clips_per_sec']:.1f} clips/s, {result['step_time']:.3f} s per step, "
+            f"{result['data_share']:.0%} of it waiting for data; MFU {result['mfu']:.0%}; memory "
+            f"{result['memory_gib']:.1f} GiB",
+            f"{result['n_epoch']} epochs of {result['train_videos']:,} videos: "
+            f"{result['total_steps']:,} steps, {result['hours']:.1f} h, "
+            f"{result['device_hours']:.1f} device-hours",
+        ]
+    )
+
+
 def fidelity_table(result: Mapping[str, Any]) -> str:
     """How augmentation agrees with the references, for people."""
     lines = []

@@ -99,3 +99,18 @@ class BenchStepConfig:
 
     model: BenchedModelFlags = field(default_factory=BenchedModelFlags)
     measure: BenchedStepFlags = field(default_factory=BenchedStepFlags)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRunConfig:
+    """All flags of `kinetics400 bench run`; what follows `--` goes to the training command."""
+
+    method: Literal["pretraining", "finetuning"] = "pretraining"
+    """Which command to run: `pretraining` or `train`."""
+    steps: int = 60
+    """Steps to run; the first third of them warms up and does not count."""
+    profile: Path | None = None
+    """Folder for a trace of all steps (for a viewer of Chrome traces) and a table of the kernels
+    that take most time. Profiling slows steps down."""
+    json: str | None = None
+    """File for the result as JSON; - is standard output, the table then goes to standard error."""
