@@ -83,7 +83,7 @@ PERSONAL = {
     *("pretrained_name", "save_dir", "n_worker", "decode_timeout", "max_bad_share", "label_names"),
     *("accelerator", "strategy", "dtype", "seed", "log_every", "eval_frequency", "target_fps"),
     *("clip_grad", "ema_decay", "sampling_rate", "save_minutes"),
-    *("compile", "activation_checkpointing"),
+    *("compile", "activation_checkpointing", "n_node"),
     *("rank_timeout", "keep_every", "deterministic", "pos_embed", "resize_patch_embed"),
 }
 

@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from kinetics400.bench.figures import machine, versions
 from kinetics400.bench.videos import make_videos
 from kinetics400.commands import preprocess, pretrain, train
-from kinetics400.commands.plan import Run, accelerator, plan_as_json
+from kinetics400.commands.plan import Run, accelerator, num_ranks, plan_as_json
 from kinetics400.commands.pretrain import ANY_LABEL
 from kinetics400.commands.telling import clips_per_step, say
 from kinetics400.config.bench import BenchRunConfig
@@ -123,6 +123,8 @@ def _prepare(config: BenchRunConfig, flags: Sequence[str]) -> Run:
         run = train.prepare(parse(TrainConfig, dry, prog=prog, description=""))
     if missing := [text for text in run.missing if not text.startswith("data:")]:
         raise InputError("this run cannot start:\n  " + "\n  ".join(missing))
+    if run.config.device.n_node > 1:
+        raise InputError("the benchmark runs on one machine: leave --n_node out")
     if config.profile is not None and run.config.device.n_device > 1:
         raise InputError("--profile looks into one process: give --n_device 1")
     return run
@@ -208,7 +210,7 @@ def projection(run: Run, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **{name: mean(name) for name in ("step_time", "data_time", "data_share", "mfu")},
         "memory_gib": max(row["memory"] for row in rows),
         "hours": hours,
-        "device_hours": hours * run.config.device.n_device,
+        "device_hours": hours * num_ranks(run.config.device),
         "clips_per_step": per_step,
         **{name: plan[name] for name in ("model", "n_epoch", "total_steps", "train_videos")},
     }

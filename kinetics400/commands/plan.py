@@ -33,7 +33,15 @@ RunConfig = PretrainConfig | TrainConfig
 MAY_CHANGE = {
     *("n_epoch", "batch_size", "accumulate"),
     *("lr", "base_lr", "min_lr", "warmup_lr", "warmup_epochs"),
-    *("n_device", "accelerator", "strategy", "n_worker", "max_bad_share", "decode_timeout"),
+    *(
+        "n_device",
+        "n_node",
+        "accelerator",
+        "strategy",
+        "n_worker",
+        "max_bad_share",
+        "decode_timeout",
+    ),
     *("data_dir", "train_list", "val_list", "pretrained_dir", "label_names"),
     *("views", "merge", "eval_frequency", "save_dir", "save_frequency", "save_minutes"),
     *("keep_every", "log_every", "rank_timeout", "compile", "activation_checkpointing"),
@@ -92,6 +100,7 @@ def check_shared(config: RunConfig, problems: Problems) -> None:
         "batch_size": (optimization.batch_size, 1),
         "accumulate": (optimization.accumulate, 1),
         "n_device": (device.n_device, 1),
+        "n_node": (device.n_node, 1),
         "n_worker": (data.n_worker, 0),
         "num_sample": (data.num_sample, 1),
         "log_every": (config.run.log_every, 1),
@@ -201,12 +210,12 @@ def make_schedule(config: RunConfig, published: Published, num_videos: int) -> S
         InputError: the videos do not fill one global batch, or the warm-up outlasts the run.
     """
     flags = config.optimization
-    batch = flags.batch_size * flags.accumulate * config.device.n_device
+    batch = flags.batch_size * flags.accumulate * num_ranks(config.device)
     steps_per_epoch = num_videos // batch
     if steps_per_epoch == 0:
         raise InputError(
             f"{num_videos} training videos do not fill one global batch of {batch} "
-            "(--batch_size x --n_device x --accumulate): lower --batch_size"
+            "(--batch_size x --n_device x --n_node x --accumulate): lower --batch_size"
         )
     base_lr = published.base_lr if flags.base_lr is None else flags.base_lr
     n_epoch = flags.n_epoch or published.n_epoch
@@ -264,6 +273,11 @@ def has_compiler() -> bool:
     """Whether torch.compile finds the compiler that it needs for its launchers, or for a CPU."""
     named = [os.environ.get("CC"), os.environ.get("CXX")]
     return any(shutil.which(one) for one in (*named, "gcc", "cc", "clang", "g++") if one)
+
+
+def num_ranks(device: DeviceFlags) -> int:
+    """Processes that train together, on all machines."""
+    return device.n_device * device.n_node
 
 
 def missing_devices(device: DeviceFlags) -> list[str]:
@@ -392,10 +406,11 @@ def plan_as_json(run: Run) -> str:
         "training_gflops_per_clip": run.method.training_flops() / 1e9,
         "precision": config.device.precision,
         "dtype": str(input_dtype(config.device)).removeprefix("torch."),
-        "strategy": "ddp" if config.device.n_device > 1 else config.device.strategy,
+        "strategy": "ddp" if num_ranks(config.device) > 1 else config.device.strategy,
         "compile": is_compiled(config.device),
         "activation_checkpointing": config.device.activation_checkpointing,
         "n_device": config.device.n_device,
+        "n_node": config.device.n_node,
         "train_videos": count(run.train_videos, "train"),
         "val_videos": count(run.val_videos, "val"),
         "missing": run.missing,

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,7 +18,7 @@ from kinetics400 import __version__
 from kinetics400.augment.pipeline import Augment
 from kinetics400.commands.bad_videos import BadVideos, format_bad_videos
 from kinetics400.commands.guard import VideoGuard
-from kinetics400.commands.plan import Run, RunConfig, Schedule, accelerator, is_compiled
+from kinetics400.commands.plan import Run, RunConfig, Schedule, accelerator, is_compiled, num_ranks
 from kinetics400.commands.saving import Saver
 from kinetics400.commands.telling import describe, mention_originals, say
 from kinetics400.config.common import DeviceFlags
@@ -98,23 +100,51 @@ def open_run(run: Run) -> Checkpoint | None:
     return checkpoint
 
 
+def is_torchrun(environment: Mapping[str, str]) -> bool:
+    """Whether torchrun has started this process."""
+    return "LOCAL_WORLD_SIZE" in environment
+
+
+def check_launcher(device: DeviceFlags, environment: Mapping[str, str]) -> None:
+    """Compare what has started this process with the flags.
+
+    Raises:
+        InputError: they contradict each other.
+    """
+    if is_torchrun(environment):
+        here, everywhere = (int(environment[f"{of}WORLD_SIZE"]) for of in ("LOCAL_", ""))
+        if (here, everywhere) != (device.n_device, num_ranks(device)):
+            raise InputError(
+                f"torchrun has started {here} processes here and {everywhere} in all, --n_device "
+                f"says {device.n_device} and --n_node {device.n_node}: give both the same numbers "
+                "(--nproc_per_node, --nnodes), or leave torchrun out: it is not needed on one "
+                "machine"
+            )
+    elif device.n_node > 1:
+        raise InputError(
+            f"--n_node {device.n_node}: start the command with torchrun on each machine "
+            "(examples/cluster/train.sbatch, docs/scaling.md)"
+        )
+    elif (tasks := int(environment.get("SLURM_STEP_NUM_TASKS") or 1)) > 1:
+        raise InputError(
+            f"srun has started {tasks} tasks of this command, which starts the processes of "
+            "--n_device itself: give srun --ntasks-per-node 1, and torchrun for several machines "
+            "(examples/cluster/train.sbatch)"
+        )
+
+
 def launch(device: DeviceFlags) -> Fabric:
     """Start the processes and pick the devices.
 
     Raises:
-        InputError: a launcher has started another number of processes than `--n_device` says.
+        InputError: a launcher has started other processes than the flags say.
     """
-    started = int(os.environ.get("LOCAL_WORLD_SIZE") or device.n_device)  # torchrun sets it
-    if started != device.n_device:
-        raise InputError(
-            f"the launcher has started {started} processes, --n_device says {device.n_device}: "
-            "give both the same number, or leave torchrun out (it is not needed on one machine)"
-        )
-    strategy: DDPStrategy | str = "auto"
+    check_launcher(device, os.environ)
     on = accelerator(device.accelerator)
     patience = max(START_SECONDS, device.rank_timeout)
     meet_again(os.environ, backend="nccl" if on == "cuda" else "gloo", timeout=patience)
-    if device.n_device > 1:
+    strategy: DDPStrategy | str = "auto"
+    if num_ranks(device) > 1:
         strategy = DDPStrategy(
             gradient_as_bucket_view=True,
             timeout=timedelta(seconds=patience),
@@ -122,10 +152,13 @@ def launch(device: DeviceFlags) -> Fabric:
     fabric = Fabric(
         accelerator=on,
         devices=device.n_device,
+        num_nodes=device.n_node,
         strategy=strategy,
         precision=device.precision,
+        # Fabric itself would take a SLURM job for tasks that SLURM has started.
+        plugins=[TorchElasticEnvironment() if is_torchrun(os.environ) else LightningEnvironment()],
     )
-    if "LOCAL_RANK" in os.environ and "LOCAL_WORLD_SIZE" not in os.environ:
+    if "LOCAL_RANK" in os.environ and not is_torchrun(os.environ):
         die_with_parent(os.getppid())  # started by rank 0, not by torchrun
     fabric.launch()
     fail_fast(fabric, timeout=device.rank_timeout)

@@ -13,7 +13,7 @@ from kinetics400.engine.optim import count_parameters
 def say(text: str) -> None:
     """Tell the user, once, without touching standard output, which may carry a plan."""
     # The launcher starts the other ranks with their number set, before there is a Fabric to ask.
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
         print(text, file=sys.stderr, flush=True)
 
 
@@ -41,7 +41,9 @@ def describe(log: RunLog, run: Run, start_step: int) -> None:
     )
     log.say(
         f"global batch {schedule.global_batch_size} = {flags.batch_size} per device "
-        f"x {device.n_device} device(s) x {flags.accumulate} micro-batch(es); "
+        f"x {device.n_device} device(s) "
+        + (f"on each of {device.n_node} machines " if device.n_node > 1 else "")
+        + f"x {flags.accumulate} micro-batch(es); "
         f"{run.optimizer}, precision {device.precision}"
         + (", compiled" if is_compiled(device) else "")
     )

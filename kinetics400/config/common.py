@@ -101,7 +101,7 @@ class OptimizationFlags:
     batch_size: int = 32
     """Clips per device and micro-batch."""
     accumulate: int = 1
-    """Micro-batches per step: the global batch is batch_size x n_device x accumulate."""
+    """Micro-batches per step: the global batch is batch_size x n_device x n_node x accumulate."""
     lr: float | None = None
     """Largest learning rate, absolute. The alternative to base_lr."""
     base_lr: float | None = None
@@ -126,7 +126,10 @@ class DeviceFlags:
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """What to train on; auto takes CUDA where there is any."""
     n_device: int = 1
-    """Number of GPUs, or of processes on a CPU."""
+    """Number of GPUs of a machine, or of processes on a CPU."""
+    n_node: int = 1
+    """Number of machines with n_device devices each; torchrun starts the processes on each
+    (docs/scaling.md)."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"] = "32-true"
     """Lightning Fabric's precision: type of the weights, or `mixed` for autocast."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None

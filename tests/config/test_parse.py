@@ -181,7 +181,7 @@ EVERYTHING = {
         *("--accumulate", "2", "--lr", "3e-4", "--min_lr", "1e-7", "--warmup_epochs", "0.5"),
         *("--target_fps", "25", "--exact_frames", "--num_sample", "2", "--flip", "0.5"),
         *("--weight_decay", "0.1", "--clip_grad", "1.0", "--accelerator", "cpu"),
-        *("--n_device", "2", "--precision", "bf16-mixed", "--dtype", "float32"),
+        *("--n_device", "2", "--n_node", "3", "--precision", "bf16-mixed", "--dtype", "float32"),
         *("--compile", "on", "--activation_checkpointing", "blocks"),
         *("--strategy", "ddp", "--save_dir", "run one", "--save_frequency", "2"),
         *("--save_minutes", "5", "--rank_timeout", "30", "--keep_every", "7", "--deterministic"),
