@@ -14,6 +14,8 @@ from feeding import crf, disk, loader, loader_short
 from fidelity import curves, deviations, draws, rules
 from measured import ROOT
 from reliability import checkpoint_cost, faults, left_out
+from scaling import exchange, scaling
+from speed import step, step_profile, step_ratios
 
 from recipes import recipes
 
@@ -38,10 +40,16 @@ TABLES = {
     "fidelity_draws": draws,
     "fidelity_deviations": deviations,
     "fidelity_curves": curves,
+    "scaling": scaling,
+    "exchange": exchange,
+    "step": step,
+    "step_ratios": step_ratios,
+    "step_profile": step_profile,
 }
 PAGES = (
     *("README.md", "docs/data.md", "docs/augmentation.md", "docs/clusters.md", "docs/doctor.md"),
     *("docs/recipes.md", "docs/fidelity.md", "docs/reliability.md"),
+    *("docs/performance.md", "docs/scaling.md"),
 )
 
 

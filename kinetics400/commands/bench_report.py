@@ -129,11 +129,13 @@ def step_table(result: Mapping[str, Any]) -> str:
             f"{side['peak_memory_mib'] / 1024:.2f}",
         ]
         lines.append(f"{name:<24}" + "".join(f"{cell:>12}" for cell in cells))
-    transformers, plain = result["ratio_transformers"], result["ratio_reference"]
+    speed, plain, memory = (
+        _or_dash(result[name], lambda value: f"{value:.2f} ×")
+        for name in ("ratio_transformers", "ratio_reference", "memory_ratio")
+    )
     lines.append(
-        f"{result['ours']}: {transformers:.2f} × transformers, {plain:.2f} × plain; memory "
-        f"{result['memory_ratio']:.2f} × transformers'; first losses differ by "
-        f"{result['loss_difference']:.1g} at most"
+        f"{result['ours']}: {speed} transformers, {plain} plain; memory {memory} transformers'; "
+        f"first losses differ by {result['loss_difference']:.1g} at most"
     )
     rate, sheet = result["matrix_tflops"], result["datasheet_tflops"]
     lines.append(

@@ -110,6 +110,7 @@ def test_the_headline_takes_the_better_of_ours() -> None:
     assert told["ratio_transformers_compiled"] is None
     assert told["loss_difference"] == pytest.approx(0.01)
     about["ours, compiled"] = {"step_ms": 5.0, "peak_memory_mib": 60.0}
+    losses["ours, compiled"] = [2.0, 1.0]
     told = benched.headline(about, losses)
     assert (told["ours"], told["ratio_transformers"], told["memory_ratio"]) == (
         *("ours, compiled", 2.4, 0.5),
@@ -144,3 +145,22 @@ def test_what_cannot_be_compiled_is_told_and_the_rest_is_measured(
     assert result["sides"]["ours, compiled"] == {"unavailable": "no C++ compiler"}
     assert result["ours"] == "ours"
     assert result["sides"]["ours"]["mfu"] > 0
+
+
+def test_a_side_that_does_not_fit_is_told_and_the_rest_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = benched.first_losses
+    losses: list[list[float]] = []
+
+    def first_losses(side: Side, subject: Subject) -> list[float]:
+        if len(losses) == 2:
+            raise torch.cuda.OutOfMemoryError
+        losses.append(real(side, subject))
+        return losses[-1]
+
+    monkeypatch.setattr(benched, "first_losses", first_losses)
+    amount = benched.Amount(repeats=1, compiled=False)
+    result = benched.bench_step(FINETUNING, amount=amount, say=lambda _: None)
+    assert result["sides"][PLAIN] == {"unavailable": "out of memory"}
+    assert result["ratio_reference"] is None and result["ratio_transformers"] > 0
