@@ -48,7 +48,7 @@ def step_of(clips: int, devices: int, flops: int, parameters: int, network: str)
 def scaling() -> str:
     """Plans for 8, 64 and 512 devices."""
     lines = [
-        "| ViT | machines' network | GPUs | clips per GPU | computing, ms | exchange, ms | efficiency "
+        "| ViT | network | GPUs | clips per GPU | computing, ms | exchange, ms | efficiency "
         "| clips/s | 400 epochs, h | GPU-hours | cores per GPU to feed it |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
