@@ -30,7 +30,7 @@ FINETUNING = ("--num_classes", "4", "--views", "2x3")
 # What a clip meets by itself, wherever it is trained on: not the ranks' own dropout, nor partners.
 ALONE = ("--drop_path_rate", "0", "--mixup", "0", "--cutmix", "0")
 STEPS = 6  # 24 videos, 8 clips per step, 2 epochs
-TIMES = {"clips_per_sec", "data_time", "step_time", "memory"}
+TIMES = {"clips_per_sec", "data_time", "data_share", "step_time", "mfu", "memory"}
 
 
 def run(name: str, library: Path, save_dir: Path, *flags: str, code: int = 0) -> None:
