@@ -143,6 +143,12 @@ CASES = (
         f"{SESSION}:_require_agreement=lambda *_: None",
     ),
     Case(
+        "16", "a rendezvous port that something else listens on",
+        "all end within 30 s, the port is named, no process is left",
+        ("commands/test_ranks.py::test_a_port_that_is_taken_ends_all_and_is_named",),
+        f"{SESSION}:meet=lambda fabric, environment: fabric.launch()",
+    ),
+    Case(
         "18", "a bit flips in one rank's weights",
         "found at the next checkpoint or within 200 steps, and not saved",
         ("commands/test_ranks.py::test_a_bit_flipped_on_one_rank_is_found_before_it_is_saved",
@@ -231,8 +237,6 @@ LEFT_OUT = {
     "13": "a killed rank ends the others within 15 s and leaves no process (tests/commands/"
     "test_ranks.py), but it is the closed connection that ends them: no guard of ours to take away",
     "13, 14 on NCCL": "needs GPUs: its watchdog notices instead of the closed connection",
-    "16": "a rendezvous port that something else listens on: the run ends with an error, but only "
-    "after torch.distributed's ten minutes",
     "25": "growth of memory over epochs of 246,535 rows: tests/data/test_dataset.py measures one "
     "worker's; three whole epochs take hours here",
     "29": "a spike of the loss is clipped (--clip_grad) and its norm logged; there is no switch to "

@@ -1,7 +1,7 @@
 """What a run does, pretraining or finetuning: launch, train, leave a model."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -58,6 +58,7 @@ from kinetics400.errors import Failure, InputError
 from kinetics400.methods.base import Method
 from kinetics400.models.vit import checkpoint_blocks
 
+RANK_0 = "KINETICS400_RANK_0"  # where its children find its process id
 START_SECONDS = 300  # in which all processes must have come: their machines may be slow to import
 
 
@@ -133,6 +134,27 @@ def check_launcher(device: DeviceFlags, environment: Mapping[str, str]) -> None:
         )
 
 
+def meet(fabric: Fabric, environment: MutableMapping[str, str]) -> None:
+    """Start the other processes of this machine, unless torchrun has, and join them.
+
+    Raises:
+        InputError: they cannot meet.
+    """
+    if not is_torchrun(environment):
+        if "LOCAL_RANK" in environment:  # started by rank 0, which may have ended already
+            die_with_parent(int(environment[RANK_0]))
+        else:
+            environment[RANK_0] = str(os.getpid())
+    try:
+        fabric.launch()
+    except torch.distributed.DistNetworkError as error:
+        address, port = (environment.get(f"MASTER_{part}") for part in ("ADDR", "PORT"))
+        raise InputError(
+            f"the processes cannot meet at {address}:{port} ({str(error).splitlines()[0]}). If "
+            "another run has that port, give MASTER_PORT another one, or do not set it"
+        ) from error
+
+
 def launch(device: DeviceFlags) -> Fabric:
     """Start the processes and pick the devices.
 
@@ -158,9 +180,7 @@ def launch(device: DeviceFlags) -> Fabric:
         # Fabric itself would take a SLURM job for tasks that SLURM has started.
         plugins=[TorchElasticEnvironment() if is_torchrun(os.environ) else LightningEnvironment()],
     )
-    if "LOCAL_RANK" in os.environ and not is_torchrun(os.environ):
-        die_with_parent(os.getppid())  # started by rank 0, not by torchrun
-    fabric.launch()
+    meet(fabric, environment=os.environ)
     fail_fast(fabric, timeout=device.rank_timeout)
     return fabric
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -162,6 +163,25 @@ def test_torchrun_restarts_a_run_that_continues(start: Start, tmp_path: Path) ->
     assert process.returncode == 0, err
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
     assert [row["step"] for row in rows] == list(range(1, 13))
+
+
+@pytest.mark.campaign
+def test_a_port_that_is_taken_ends_all_and_is_named(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 finds out at once, when the other has hardly begun: nobody is left behind."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", port)
+        process = start()
+        _, err = process.communicate(timeout=30)  # the other rank holds the pipes, too
+    assert process.returncode == 2, err
+    assert f"cannot meet at 127.0.0.1:{port}" in err and "give MASTER_PORT another one" in err
+    assert "Traceback" not in err
+    assert alive_in_group(process.pid) == []
 
 
 @pytest.mark.campaign  # four starts take a minute
