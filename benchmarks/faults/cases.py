@@ -52,6 +52,14 @@ CASES = (
         f"{CHECKPOINT}:save_checkpoint=unsafe.save_checkpoint",
     ),
     Case(
+        "3b", "three checkpoints in a row cannot be written",
+        "the run goes on twice, told, and stops with code 74 at the third",
+        ("commands/test_saving.py",),
+        "kinetics400.commands.saving:MOST_FAILURES=1000",
+        control_tests=("commands/test_saving.py::"
+                       "test_the_third_failure_in_a_row_stops_the_run_with_code_74",),
+    ),
+    Case(
         "4", "SIGTERM, SIGINT, SIGUSR1 to one rank or to all",
         "saved at that step, exit code 75 within 20 s, continued bit for bit",
         ("commands/test_signals.py",),
@@ -205,6 +213,14 @@ CASES = (
         only="bad_batch or skip or finite or stop_the_run",
     ),
     Case(
+        "29", "the loss of one batch is 10,000 times too large",
+        "the gradient is clipped (--clip_grad), its norm is logged",
+        ("engine/test_trainer.py::"
+         "test_a_spike_of_the_loss_is_clipped_and_its_norm_is_logged",),
+        "lightning.fabric.fabric:Fabric.clip_gradients=lambda self, module, *_, **__: "
+        "torch.nn.utils.get_total_norm([p.grad for p in module.parameters()])",
+    ),
+    Case(
         "17, 30, 31", "validation videos that cannot be read, uneven shares",
         "each listed video counts once, unreadable ones as wrong, listed",
         ("engine/test_evaluation.py",
@@ -239,6 +255,4 @@ LEFT_OUT = {
     "13, 14 on NCCL": "needs GPUs: its watchdog notices instead of the closed connection",
     "25": "growth of memory over epochs of 246,535 rows: tests/data/test_dataset.py measures one "
     "worker's; three whole epochs take hours here",
-    "29": "a spike of the loss is clipped (--clip_grad) and its norm logged; there is no switch to "
-    "skip it",
 }

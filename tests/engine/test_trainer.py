@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Collection, Iterator
-from itertools import repeat
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -541,6 +541,27 @@ def test_evaluation_and_saving_do_not_count_as_training_time(tmp_path: Path) -> 
     )
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "lr" in row]
     assert max(row["step_time"] for row in rows) < 0.25
+
+
+def test_a_spike_of_the_loss_is_clipped_and_its_norm_is_logged(tmp_path: Path) -> None:
+    """One batch's loss is 10,000 times too large: the weights move no further than the norm."""
+
+    class Spiking(Breaks):
+        def __init__(self) -> None:
+            super().__init__({2}, 1e4)
+            self.weights = [nn.utils.parameters_to_vector(self.parameters()).detach()]
+
+        def after_step(self, progress: float) -> None:
+            self.weights.append(nn.utils.parameters_to_vector(self.parameters()).detach())
+
+    method = Spiking()
+    optimizer = torch.optim.SGD(method.param_groups(0.0), lr=0.0)
+    plan = {"clip_grad": 0.5}
+    run(method, optimizer, batches(4, [6]), plan=plan, save_dir=tmp_path)
+    for step, (before, after) in enumerate(pairwise(method.weights)):
+        assert 0 < (after - before).norm() <= 0.5 * lr_of(step) * 1.0001
+    norms = [row["grad_norm"] for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert norms[2] > 1000 * max(norms[0], norms[1], norms[3])
 
 
 def test_clipping_lets_the_scaler_skip_a_step_that_overflows(tmp_path: Path) -> None:

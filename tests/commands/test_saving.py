@@ -1,0 +1,59 @@
+"""A disk that takes no checkpoint: the run lives, until the third time in a row."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kinetics400.__main__ import run_command
+from kinetics400.commands import saving
+from kinetics400.errors import StorageError
+
+
+@pytest.fixture
+def run_with_failures(
+    tiny_flags: tuple[str, ...], library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
+    """Pretrain for six epochs that end with a checkpoint each; those named cannot be written."""
+
+    def run(*failing: int) -> int:
+        real, calls = saving.save_checkpoint, []
+
+        def save(*given: Any, **named: Any) -> None:
+            calls.append(named["step"])
+            if len(calls) in failing:
+                raise StorageError("no space left on device")
+            real(*given, **named)
+
+        monkeypatch.setattr(saving, "save_checkpoint", save)
+        where = ("--data_dir", str(library), "--save_dir", str(tmp_path / "run"))
+        flags = ("--n_epoch", "6", "--warmup_epochs", "1", "--save_frequency", "1")
+        more = ("--mask_ratio", "0.75", "--batch_size", "8", "--n_worker", "0")
+        return run_command("pretrain", [*tiny_flags, *where, *flags, *more])
+
+    return run
+
+
+def saved(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "run" / "checkpoints").iterdir())
+
+
+def test_the_third_failure_in_a_row_stops_the_run_with_code_74(
+    run_with_failures: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_with_failures(2, 3, 4, 5, 6) == 74
+    told = capsys.readouterr().err
+    assert told.count("WARNING: no space left on device. The run goes on") == 2
+    assert saved(tmp_path) == ["step-0000000003"]  # of the first epoch; nothing half-written
+
+
+def test_failures_that_are_not_in_a_row_do_not_stop_it(
+    run_with_failures: Callable[..., int], tmp_path: Path
+) -> None:
+    assert run_with_failures(1, 2, 4, 5) == 0
+    assert saved(tmp_path) == ["step-0000000009", "step-0000000018"]
+
+
+def test_the_last_checkpoint_must_be_written(run_with_failures: Callable[..., int]) -> None:
+    assert run_with_failures(6) == 74
