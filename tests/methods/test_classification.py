@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 
 from kinetics400.batch import Batch, normalize
 from kinetics400.methods.classification import Classification
-from kinetics400.models.vit import VitConfig
+from kinetics400.models.vit import VitConfig, checkpoint_blocks
 
 ENCODER = VitConfig(
     embed_dim=24, depth=3, num_heads=3, image_size=16, patch_size=8, num_frames=4, tubelet_size=2
@@ -202,12 +202,16 @@ def test_frozen_parameters_are_in_no_group() -> None:
 # --- compiling ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("drop_path", [0.0, 0.3])
-def test_forward_and_backward_compile_once_as_one_graph(drop_path: float) -> None:
+@pytest.mark.parametrize(("drop_path", "checkpointed"), [(0.0, False), (0.3, False), (0.3, True)])
+def test_forward_and_backward_compile_once_as_one_graph(
+    drop_path: float, checkpointed: bool
+) -> None:
     torch._dynamo.reset()
     counters.clear()
     torch.manual_seed(0)
     method = Classification(with_drop_path(drop_path), 5, label_smoothing=0.1, head_init_scale=1.0)
+    if checkpointed:
+        checkpoint_blocks(method)
     compiled = torch.compile(method, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in range(3):

@@ -11,7 +11,7 @@ from torch.nn import functional
 from kinetics400.batch import Batch, normalize
 from kinetics400.data import keys
 from kinetics400.methods.videomae import VideoMAE
-from kinetics400.models.vit import DecoderConfig, VitConfig
+from kinetics400.models.vit import DecoderConfig, VitConfig, checkpoint_blocks
 
 ENCODER = VitConfig(
     embed_dim=24, depth=2, num_heads=3, image_size=16, patch_size=4, num_frames=4, tubelet_size=2
@@ -245,10 +245,13 @@ def test_initial_values_are_the_published_ones() -> None:
 # --- compiling ------------------------------------------------------------------------------------
 
 
-def test_forward_and_backward_compile_once_as_one_graph() -> None:
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_forward_and_backward_compile_once_as_one_graph(checkpointed: bool) -> None:
     torch._dynamo.reset()
     counters.clear()
     method = videomae()
+    if checkpointed:
+        checkpoint_blocks(method)
     compiled = torch.compile(method, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in range(3):
