@@ -89,10 +89,16 @@ def to_recipe(config: Any) -> str:
 
 
 def recipe_to_flags(path: Path, config_type: type) -> list[str]:
-    """Read a recipe file as a list of command-line flags."""
+    """Read a recipe file, which may be anybody's, as a list of command-line flags.
+
+    Raises:
+        InputError: it is no flat mapping from flags to values.
+    """
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+        recipe, names = yaml.safe_load(text), _keys(text)
+    # YAML's own numbers and dates can be wrong, and its lists deeper than Python's stack.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"--recipe {path}: cannot be read: {error}") from error
     if not isinstance(recipe, dict):
         raise InputError(f"--recipe {path}: expected lines of the form `flag: value`")
@@ -102,15 +108,35 @@ def recipe_to_flags(path: Path, config_type: type) -> list[str]:
         close = {key: get_close_matches(key, known, n=1) for key in unknown}
         hints = [f"{key!r}" + (f" (perhaps {c[0]!r})" if c else "") for key, c in close.items()]
         raise InputError(f"--recipe {path}: unknown keys {', '.join(hints)}")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"--recipe {path}: given twice: {', '.join(repeated)}")
     flags: list[str] = []
     for key, value in recipe.items():
         if isinstance(value, bool):
             flags.append(f"--{key}" if value else f"--no_{key}")
-        elif isinstance(value, list):
-            flags += [f"--{key}", *map(str, value)]
-        else:
-            flags += [f"--{key}", str(value)]
+            continue
+        values = value if isinstance(value, list) else [value]
+        if not all(map(_is_plain_value, values)):
+            raise InputError(
+                f"--recipe {path}: {key}: expected a number, a text, or a list of them"
+            )
+        flags += [f"--{key}", *map(str, values)]
     return flags
+
+
+def _keys(text: str) -> list[str]:
+    """Keys of a YAML mapping, in order: the loader itself keeps the last of equal ones."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    return [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+
+
+def _is_plain_value(value: Any) -> bool:
+    """Whether a value can stand on a command line, and can mean no other flag there."""
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    if isinstance(value, str):
+        return value.isprintable() and not value.startswith("--")
+    return value is None or isinstance(value, float)
 
 
 def _plain(value: Any) -> Any:
