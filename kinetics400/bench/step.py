@@ -298,12 +298,7 @@ def bench_step(subject: Subject, *, amount: Amount, say: Say) -> dict[str, Any]:
             }
         say("taking turns")
         rows = take_turns(sides, subject, amount.repeats)
-        rate = matrix_rate(
-            subject.device,
-            MATRIX_TYPES[subject.precision],
-            repeats=20,
-            clock=Clock(subject.device),
-        )
+        rate = matrix_rate(subject.device, MATRIX_TYPES[subject.precision], repeats=20)
         model_flops = make_method(subject).training_flops()
         for name in sides:
             about[name] |= figures(rows, name, subject.batch_size, model_flops, rate)

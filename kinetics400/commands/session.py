@@ -383,7 +383,7 @@ def _mfu_unit(fabric: Fabric, run: Run) -> float:
     """Clips per second at which the model's products would take all that the devices can do."""
     precision = run.config.device.precision
     dtype = {"32": torch.float32, "16": torch.float16}.get(precision[:2], torch.bfloat16)
-    rate = matrix_rate(fabric.device, dtype, repeats=3)
+    rate = matrix_rate(fabric.device, dtype)
     return fabric.world_size * rate / run.method.training_flops()
 
 

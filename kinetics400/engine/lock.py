@@ -20,8 +20,10 @@ def locked(folder: Path) -> Iterator[None]:
         folder: an existing run directory.
 
     Raises:
-        InputError: another process holds it; says which.
+        InputError: another process holds it; says which. Or the lock is a link.
     """
+    if (folder / LOCK).is_symlink():
+        raise InputError(f"{folder / LOCK} is a link, and a run would write through it: remove it")
     file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         try:

@@ -1,4 +1,4 @@
-"""A disk that takes no checkpoint: the run lives, until the third time in a row."""
+"""A disk that takes no checkpoint, a folder with links in it, and what a run's files tell."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -57,3 +57,48 @@ def test_failures_that_are_not_in_a_row_do_not_stop_it(
 
 def test_the_last_checkpoint_must_be_written(run_with_failures: Callable[..., int]) -> None:
     assert run_with_failures(6) == 74
+
+
+PLANTED = ("config.yaml", "metrics.jsonl", ".restarts.json")
+
+
+def test_nothing_is_written_through_links_in_the_folder(
+    run_with_failures: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else has prepared the folder: each file of a run points to one of the user's."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")  # for .restarts.json
+    (tmp_path / "run").mkdir()
+    for name in PLANTED:
+        (tmp_path / f"precious {name}").write_text("")
+        (tmp_path / "run" / name).symlink_to(tmp_path / f"precious {name}")
+    assert run_with_failures() == 0
+    for name in PLANTED:
+        assert (tmp_path / f"precious {name}").read_text() == ""
+        assert (tmp_path / "run" / name).stat().st_size > 0
+
+
+def test_a_lock_that_is_a_link_is_refused(
+    run_with_failures: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    assert run_with_failures() == 2
+    assert "is a link" in capsys.readouterr().err
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_published_run_tells_no_secret(
+    run_with_failures: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the environment nothing is recorded; of paths, those that flags gave, in config.yaml."""
+    secrets = {"HF_TOKEN": "hf_secret", "WANDB_API_KEY": "wandb_secret", "USER": "user_secret"}
+    for name, value in {**secrets, "HOME": "/home/home_secret"}.items():
+        monkeypatch.setenv(name, value)
+    assert run_with_failures() == 0
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(files) > 8
+    for path in files:
+        content = path.read_bytes()
+        assert b"_secret" not in content, path
+        assert path.name == "config.yaml" or str(tmp_path).encode() not in content, path
