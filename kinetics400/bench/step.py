@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from itertools import pairwise
 from statistics import median
@@ -156,7 +156,7 @@ class Inputs:
 def make_method(subject: Subject) -> Method:
     """Ours, on the device; the same weights every time."""
     torch.manual_seed(SEED)
-    dtype = torch.float32 if subject.precision == "32-true" else torch.bfloat16
+    dtype = MATRIX_TYPES[subject.precision]
     method: Method
     if subject.decoder is None:
         method = Classification(subject.config, NUM_CLASSES, head_init_scale=1.0, dtype=dtype)
@@ -302,6 +302,8 @@ def bench_step(subject: Subject, *, amount: Amount, say: Say) -> dict[str, Any]:
         model_flops = make_method(subject).training_flops()
         for name in sides:
             about[name] |= figures(rows, name, subject.batch_size, model_flops, rate)
+        sides.clear()  # and their memory
+        del side
         largest: dict[str, int] | None = None
         if on_cuda and amount.largest_batch:
             say("looking for the largest batches")
@@ -342,8 +344,6 @@ def step(side: Side, subject: Subject) -> Tensor:
 
 def first_losses(side: Side, subject: Subject) -> list[float]:
     """Losses of the first steps, which also warm everything up."""
-    for group in side.optimizer.param_groups:
-        group["lr"] = LR
     return [step(side, subject).item() for _ in range(COMPARED_STEPS)]
 
 
@@ -451,7 +451,7 @@ def _fits(name: str, subject: Subject) -> Callable[[int], bool]:
     def fits(batch_size: int) -> bool:
         with _freed(subject.device):
             try:
-                trial = Subject(**{**subject.__dict__, "batch_size": batch_size})
+                trial = replace(subject, batch_size=batch_size)
                 side = make_side(name, trial)
                 for _ in range(2):  # the second has the optimizer's moments from its beginning
                     step(side, trial)

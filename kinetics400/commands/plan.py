@@ -33,15 +33,8 @@ RunConfig = PretrainConfig | TrainConfig
 MAY_CHANGE = {
     *("n_epoch", "batch_size", "accumulate"),
     *("lr", "base_lr", "min_lr", "warmup_lr", "warmup_epochs"),
-    *(
-        "n_device",
-        "n_node",
-        "accelerator",
-        "strategy",
-        "n_worker",
-        "max_bad_share",
-        "decode_timeout",
-    ),
+    *("n_device", "n_node", "accelerator", "strategy"),
+    *("n_worker", "max_bad_share", "decode_timeout"),
     *("data_dir", "train_list", "val_list", "pretrained_dir", "label_names"),
     *("views", "merge", "eval_frequency", "save_dir", "save_frequency", "save_minutes"),
     *("keep_every", "log_every", "rank_timeout", "compile", "activation_checkpointing"),
@@ -267,6 +260,12 @@ def is_compiled(device: DeviceFlags) -> bool:
     if device.compile == "auto":
         return accelerator(device.accelerator) == "cuda" and has_compiler()
     return device.compile == "on"
+
+
+def lacks_compiler(device: DeviceFlags) -> bool:
+    """Whether `--compile auto` would compile, were there a C compiler."""
+    on_gpu = accelerator(device.accelerator) == "cuda"
+    return device.compile == "auto" and on_gpu and not has_compiler()
 
 
 def has_compiler() -> bool:

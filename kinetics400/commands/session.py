@@ -18,7 +18,15 @@ from kinetics400 import __version__
 from kinetics400.augment.pipeline import Augment
 from kinetics400.commands.bad_videos import BadVideos, format_bad_videos
 from kinetics400.commands.guard import VideoGuard
-from kinetics400.commands.plan import Run, RunConfig, Schedule, accelerator, is_compiled, num_ranks
+from kinetics400.commands.plan import (
+    PRECISION_DTYPES,
+    Run,
+    RunConfig,
+    Schedule,
+    accelerator,
+    is_compiled,
+    num_ranks,
+)
 from kinetics400.commands.saving import Saver
 from kinetics400.commands.telling import describe, mention_originals, say
 from kinetics400.config.common import DeviceFlags
@@ -141,10 +149,11 @@ def meet(fabric: Fabric, environment: MutableMapping[str, str]) -> None:
         InputError: they cannot meet.
     """
     if not is_torchrun(environment):
-        if "LOCAL_RANK" in environment:  # started by rank 0, which may have ended already
-            die_with_parent(int(environment[RANK_0]))
-        else:
+        parent = int(environment.get(RANK_0, os.getpid()))
+        if "LOCAL_RANK" not in environment:
             environment[RANK_0] = str(os.getpid())
+        elif parent != os.getpid():  # started by rank 0, which may have ended already
+            die_with_parent(parent)
     try:
         fabric.launch()
     except torch.distributed.DistNetworkError as error:
@@ -381,8 +390,7 @@ def _require_agreement(agreement: Agreement, run: Run, start_step: int) -> None:
 
 def _mfu_unit(fabric: Fabric, run: Run) -> float:
     """Clips per second at which the model's products would take all that the devices can do."""
-    precision = run.config.device.precision
-    dtype = {"32": torch.float32, "16": torch.float16}.get(precision[:2], torch.bfloat16)
+    dtype = getattr(torch, PRECISION_DTYPES[run.config.device.precision][0])
     rate = matrix_rate(fabric.device, dtype)
     return fabric.world_size * rate / run.method.training_flops()
 

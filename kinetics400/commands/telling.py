@@ -4,7 +4,7 @@ import os
 import sys
 
 from kinetics400 import __version__
-from kinetics400.commands.plan import Run, RunConfig, Schedule, is_compiled
+from kinetics400.commands.plan import Run, RunConfig, Schedule, is_compiled, lacks_compiler
 from kinetics400.data.manifest import count_originals
 from kinetics400.engine.log import RunLog
 from kinetics400.engine.optim import count_parameters
@@ -46,6 +46,7 @@ def describe(log: RunLog, run: Run, start_step: int) -> None:
         + f"x {flags.accumulate} micro-batch(es); "
         f"{run.optimizer}, precision {device.precision}"
         + (", compiled" if is_compiled(device) else "")
+        + (", not compiled: no C compiler here" if lacks_compiler(device) else "")
     )
     log.say(
         f"learning rate {schedule.start_lr:.3g} to {schedule.peak_lr:.3g} "

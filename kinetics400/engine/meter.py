@@ -98,9 +98,9 @@ class Meter:
         values = dict(zip(names, means.tolist(), strict=True))
         elapsed = time.perf_counter() - self._started  # the device has just been waited for
         own_wait = torch.tensor(sum(wait() for wait in self._waits), dtype=torch.float64)
-        waits = self._fabric.all_gather(own_wait.to(self._fabric.device))
-        assert isinstance(waits, Tensor)
-        data_time = max(waits.reshape(-1).tolist())  # the others wait for the last
+        longest = self._fabric.all_reduce(own_wait.to(self._fabric.device), reduce_op="max")
+        assert isinstance(longest, Tensor)
+        (data_time,) = longest.reshape(1).tolist()  # the other ranks wait for the last
         values |= {
             "clips_per_sec": self._clips_per_step * self._n_steps / elapsed,
             "data_time": data_time / self._n_steps,

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from kinetics400.__main__ import run_command
-from kinetics400.commands.plan import is_compiled
+from kinetics400.commands.plan import is_compiled, lacks_compiler
 from kinetics400.config.common import DeviceFlags
 
 PRETRAIN = ("--mask_ratio", "0.75")
@@ -117,3 +117,5 @@ def test_what_is_compiled(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/cc" if compiler else None)
     assert is_compiled(DeviceFlags(compile=flag)) is expected
+    lacks = flag == "auto" and cuda and not compiler
+    assert lacks_compiler(DeviceFlags(compile=flag)) is lacks
