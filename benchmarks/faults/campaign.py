@@ -20,8 +20,9 @@ from cases import CASES, LEFT_OUT, Case
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-LONGEST = 3600.0  # seconds that a case may take; a control that hangs is red much earlier
+LONGEST = 4 * 3600.0  # seconds: the full grid; a control that hangs is red much earlier
 LONGEST_CONTROL = 240.0
+GRID_ROW = "5"  # exact resume
 
 
 @dataclass
@@ -132,13 +133,14 @@ def main() -> int:
     flags = parser.parse_args()
     if flags.full:
         os.environ["KINETICS400_GRID"] = "full"
-    known = {}
-    if flags.json.exists():
-        known = {row["row"]: row for row in json.loads(flags.json.read_text())["cases"]}
+    before = json.loads(flags.json.read_text()) if flags.json.exists() else {"cases": []}
+    known = {row["row"]: row for row in before["cases"]}
+    is_grid_known = flags.controls or (flags.only and GRID_ROW not in flags.only)
+    full_grid = before.get("full_grid", False) if is_grid_known else flags.full
     rows = []
 
     def keep() -> None:
-        result = {"benchmark": "faults", "full_grid": flags.full, "cases": rows}
+        result = {"benchmark": "faults", "full_grid": full_grid, "cases": rows}
         flags.json.write_text(json.dumps({**result, "left_out": LEFT_OUT}, indent=2) + "\n")
 
     for case in CASES:

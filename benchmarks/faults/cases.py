@@ -88,6 +88,13 @@ CASES = (
         "original(*a, start_step=start_step + (start_step > 0), **k)",
     ),
     Case(
+        "5d", "the same, samples drawn by the worker that happens to load them",
+        "a sample is a function of its key",
+        ("faults/test_resume.py::test_a_stopped_run_continues_to_the_last_bit[pretrain-1-2-4]",),
+        "kinetics400.data.keys:draws=lambda key, *more: original(key + getattr("
+        "__import__('torch').utils.data.get_worker_info(), 'id', 0), *more)",
+    ),
+    Case(
         "6", "saving at every step",
         "changes nothing in the run",
         ("engine/test_checkpoint.py::test_saving_does_not_disturb_the_generators",),
@@ -136,6 +143,15 @@ CASES = (
         ("commands/test_ranks.py::"
          "test_an_error_of_one_rank_ends_all_and_is_told_with_rank_step_and_slots",),
         f"{SESSION}:fail_fast=lambda *_, **__: None",
+    ),
+    Case(
+        "13", "one rank is killed; the other does not answer",
+        "all end within 15 s, no process is left",
+        ("commands/test_ranks.py::test_a_killed_rank_ends_all",
+         "commands/test_ranks.py::test_a_rank_that_does_not_answer_ends_with_the_first"),
+        "kinetics400.data.orphans:die_with_parent=lambda _: None",
+        control_tests=("commands/test_ranks.py::"
+                       "test_a_rank_that_does_not_answer_ends_with_the_first",),
     ),
     Case(
         "14", "one rank is stopped (SIGSTOP)",
@@ -191,6 +207,13 @@ CASES = (
         only="24_",
     ),
     Case(
+        "25", "three epochs of 246,535 videos; 20,000 decoded clips",
+        "the private memory of a worker grows by no more than 5 MiB",
+        ("faults/test_memory.py",),
+        "kinetics400.data.annotations:PackedText.pack=list",
+        control_tests=("faults/test_memory.py::test_three_epochs_of_all_videos",),
+    ),
+    Case(
         "26", "the trainer is killed",
         "its workers end, no shared memory is left",
         ("commands/test_data_faults.py",),
@@ -214,7 +237,7 @@ CASES = (
     ),
     Case(
         "29", "the loss of one batch is 10,000 times too large",
-        "the gradient is clipped (--clip_grad), its norm is logged",
+        "the gradient is clipped (--clip_grad); its norm and the share of clipped steps are logged",
         ("engine/test_trainer.py::"
          "test_a_spike_of_the_loss_is_clipped_and_its_norm_is_logged",),
         "lightning.fabric.fabric:Fabric.clip_gradients=lambda self, module, *_, **__: "
@@ -250,9 +273,5 @@ CASES = (
 )  # fmt: skip
 
 LEFT_OUT = {
-    "13": "a killed rank ends the others within 15 s and leaves no process (tests/commands/"
-    "test_ranks.py), but it is the closed connection that ends them: no guard of ours to take away",
     "13, 14 on NCCL": "needs GPUs: its watchdog notices instead of the closed connection",
-    "25": "growth of memory over epochs of 246,535 rows: tests/data/test_dataset.py measures one "
-    "worker's; three whole epochs take hours here",
 }

@@ -75,16 +75,15 @@ class StepSampler(Sampler[list[Item]]):
 
     def __iter__(self) -> Iterator[list[Item]]:
         steps_per_epoch = self.layout.steps_per_epoch(self.num_videos)
-        order: list[int] = []
-        order_epoch = None
+        order, order_epoch = torch.empty(0, dtype=torch.int64), None
         for step in range(self.start_step, self.total_steps):
             epoch, step_in_epoch = divmod(step, steps_per_epoch)
             if epoch != order_epoch:
-                order = keys.permutation(self.seed, epoch, self.num_videos).tolist()
-                order_epoch = epoch
+                order, order_epoch = keys.permutation(self.seed, epoch, self.num_videos), epoch
             for micro in range(self.layout.accumulate):
                 slots = self.layout.slots(step_in_epoch, micro)
-                yield [(order[slot], epoch, slot) for slot in slots]
+                videos = order[slots.start : slots.stop].tolist()
+                yield [(video, epoch, slot) for video, slot in zip(videos, slots, strict=True)]
 
 
 def collate(samples: Sequence[Sample]) -> tuple[Batch, list[Unreadable]]:

@@ -152,6 +152,7 @@ def fit(
                 )
                 assert clipped is not None
                 norm = clipped
+                meter.add({"clipped_share": (norm > plan.clip_grad).float()})
             else:
                 norm = gradient_norm(method)
             meter.add({"grad_norm": norm})

@@ -91,6 +91,13 @@ def test_a_killed_rank_ends_all(start: Start, tmp_path: Path) -> None:
     assert newest == "step-0000000003"
 
 
+def test_a_rank_that_does_not_answer_ends_with_the_first(start: Start, tmp_path: Path) -> None:
+    """It could not notice a closed connection: the kernel ends it."""
+    process = start(step=5, action="os.kill(os.getppid(), 9); os.kill(os.getpid(), 19)")
+    ended(process, tmp_path / "moment", 15)
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_a_stopped_rank_ends_all_after_the_timeout(start: Start, tmp_path: Path) -> None:
     process = start("--rank_timeout", "4", step=5, action="os.kill(os.getpid(), 19)")
     err = ended(process, tmp_path / "moment", 14)

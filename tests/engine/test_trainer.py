@@ -560,8 +560,11 @@ def test_a_spike_of_the_loss_is_clipped_and_its_norm_is_logged(tmp_path: Path) -
     run(method, optimizer, batches(4, [6]), plan=plan, save_dir=tmp_path)
     for step, (before, after) in enumerate(pairwise(method.weights)):
         assert 0 < (after - before).norm() <= 0.5 * lr_of(step) * 1.0001
-    norms = [row["grad_norm"] for row in read_metrics(tmp_path / "metrics.jsonl")]
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    norms = [row["grad_norm"] for row in rows]
     assert norms[2] > 1000 * max(norms[0], norms[1], norms[3])
+    assert [row["clipped_share"] for row in rows] == [float(norm > 0.5) for norm in norms]
+    assert rows[2]["clipped_share"] == 1
 
 
 def test_clipping_lets_the_scaler_skip_a_step_that_overflows(tmp_path: Path) -> None:
