@@ -86,12 +86,11 @@ def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
 class Nodes:
     """A cluster whose head does no work, and two nodes with one CPU each."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, temporary: str) -> None:
         self.folder = folder
-        self.temporary = tempfile.mkdtemp()  # short: paths of sockets may not be long
         small = {"object_store_memory": 80 << 20, "include_dashboard": False}
         self._small = small
-        head = {**small, "num_cpus": 0, "temp_dir": self.temporary}
+        head = {**small, "num_cpus": 0, "temp_dir": temporary}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes = [self.add(), self.add()]
 
@@ -123,10 +122,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     paths = [str(ROOT), str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     patch.setenv("PYTHONPATH", os.pathsep.join(paths))
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    nodes = Nodes(folder)
+    temporary = tempfile.mkdtemp()  # short: paths of sockets may not be long
+    # Ray notes the cluster's address below it; /tmp/ray may be absent, or another cluster's.
+    patch.setenv("RAY_TMPDIR", temporary)
+    os.mkdir(f"{temporary}/ray")
+    nodes = Nodes(folder, f"{temporary}/ray")
     yield nodes
     nodes.cluster.shutdown()
-    shutil.rmtree(nodes.temporary, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
     patch.undo()
     sys.path.remove(str(folder))
 
