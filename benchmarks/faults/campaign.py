@@ -84,6 +84,16 @@ def run_tests(
         return Outcome(len(ran), len(failed), len(broken), properties, told=told)
 
 
+def commit() -> str:
+    """Of the code under test; with a + where files have been changed since."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True).stdout
+
+    changed = git("status", "--porcelain", "--", "kinetics400", "tests", "benchmarks/faults")
+    return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if changed else "")
+
+
 def run_case(case: Case) -> dict[str, Any]:
     """One row of the result."""
     started = time.monotonic()
@@ -99,6 +109,7 @@ def run_case(case: Case) -> dict[str, Any]:
     return {
         "row": case.row,
         "name": case.name,
+        "commit": commit(),
         "promise": case.promise,
         "injected": injected,
         "survived": 0 if found.is_hung else injected - missing,

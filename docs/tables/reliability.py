@@ -22,10 +22,11 @@ def faults() -> str:
     injected = sum(row["injected"] for row in measured["cases"])
     minutes = sum(row["seconds"] for row in measured["cases"]) / 60
     grid = "all" if measured["full_grid"] else "pairs"
+    commits = ", ".join(dict.fromkeys(f"`{row['commit']}`" for row in measured["cases"]))
     lines += [
         "",
         f"{len(measured['cases'])} faults, {injected:,} injections, {minutes:.0f} minutes on two "
-        f"cores; of exact resume's grid, {grid}.",
+        f"cores; of exact resume's grid, {grid}. Code under test: {commits}.",
     ]
     return "\n".join(lines)
 

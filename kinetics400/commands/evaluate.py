@@ -40,6 +40,7 @@ from kinetics400.data.library import open_split
 from kinetics400.data.loader import view_loader
 from kinetics400.data.shared_memory import clip_bytes, needed_bytes, shortage
 from kinetics400.engine.evaluation import Evaluation, ViewTransform, evaluate
+from kinetics400.engine.kept_scores import KeptScores, weights_digest
 from kinetics400.errors import DataError, InputError, MissingInput
 from kinetics400.methods.base import Method
 from kinetics400.methods.classification import Classification
@@ -72,7 +73,14 @@ def main(argv: Sequence[str]) -> int:
     origin = origins(facts, argv)
     say(describe(config, facts, method, origin))
     fabric = launch(config.device)
+    about = what_decides(config, method, videos)  # before the precision's changes
     fabric.setup_module(method)  # moves it and sets its precision, in place
+    kept = guard = None
+    if subject.output_dir is not None:
+        kept = KeptScores(subject.output_dir, fabric, about)
+        guard = VideoGuard(subject.output_dir, num_workers=subject.n_worker)
+        if kept.done and fabric.is_global_zero:
+            say(f"continuing: {len(kept.done):,} of {len(videos):,} videos are scored already")
     started = time.monotonic()
     progress = (
         ProgressMeter("evaluating", len(videos), "videos")
@@ -89,19 +97,24 @@ def main(argv: Sequence[str]) -> int:
             clips_per_forward=subject.batch_size,
             num_workers=subject.n_worker,
             merge=protocol.merge,
+            guard=guard,
             meter=meter,
+            kept=kept,
         )
     if fabric.is_global_zero:
         seconds = time.monotonic() - started
         results = summarize(result, views=protocol.views, merge=protocol.merge, clips=config.clips)
         results |= circumstances(config, method, origin)
-        results |= {"seconds": seconds, "videos_per_sec": result.num_videos / seconds}
+        num_here = result.num_videos - (0 if kept is None else len(kept.done))
+        results |= {"seconds": seconds, "videos_per_sec": num_here / seconds}
         say(f"{outcome(results)}\n{seconds:.1f} s, {results['videos_per_sec']:.1f} videos/s")
         if subject.output_dir is not None:
             write_report(
                 subject.output_dir, results, result, videos, names=names, merge=protocol.merge
             )
             say(f"{', '.join(FILES)} lie in {subject.output_dir}")
+    if kept is not None:
+        kept.close()
     return 0
 
 
@@ -161,6 +174,23 @@ def circumstances(
         "input_size": vit.image_size,
         "precision": config.device.precision,
         "n_device": config.device.n_device,
+        "version": __version__,
+    }
+
+
+def what_decides(
+    config: EvaluateConfig, method: Classification, videos: VideoTable
+) -> dict[str, Any]:
+    """Everything that a video's scores depend on, and its place in the list, as JSON has it."""
+    of_clips = ("sampling", "sampling_rate", "target_fps", "views", "merge", "precision", "dtype")
+    values = flatten(config)
+    return {
+        **{name: values[name] for name in of_clips},
+        "num_frames": method.encoder.config.num_frames,
+        "input_size": method.encoder.config.image_size,
+        "weights": weights_digest(method),
+        "videos": videos.digest(),
+        "folder": videos.root,
         "version": __version__,
     }
 
@@ -227,10 +257,12 @@ def score(
     guard: VideoGuard | None = None,
     meter: ProgressMeter | None = None,
     transform: ViewTransform | None = None,
+    kept: KeptScores | None = None,
 ) -> Evaluation:
     """Score a classifier on videos with a protocol of (segments, crops).
 
-    Without a guard that remembers, a video that ends a worker is named and nothing else.
+    Without a guard that remembers, a video that ends a worker is named and nothing else; without
+    kept scores, what ends half-way begins anew.
 
     Raises:
         Stopped: a video has hung or crashed its decoder.
@@ -252,18 +284,21 @@ def score(
         rank=fabric.global_rank,
         world_size=fabric.world_size,
         num_workers=num_workers,
+        done=() if kept is None else kept.done,
     )
+    before = 0 if kept is None else len(kept.done)
     with guard.watching(loader, dataset, "val") as watched:
         result = evaluate(
             fabric,
             method,
-            watched if meter is None else metered(watched, meter, fabric.world_size),
+            watched if meter is None else metered(watched, meter, fabric.world_size, before),
             num_videos=len(videos),
             num_classes=method.num_classes,
             merge=merge,
             clips_per_forward=clips_per_forward,
             transform=transform,
             path_of=videos.path,
+            kept=kept,
         )
     if result.num_scored == 0:
         raise DataError(
@@ -274,9 +309,9 @@ def score(
 
 
 def metered(
-    videos: Iterable[VideoViews], meter: ProgressMeter, world_size: int
+    videos: Iterable[VideoViews], meter: ProgressMeter, world_size: int, before: int
 ) -> Iterator[VideoViews]:
-    """Show how far this rank is; the others are as far."""
+    """Show how far this rank is; the others are as far. Some videos were done before."""
     for done, video in enumerate(videos, 1):
         yield video
-        meter.update(min(done * world_size, meter.total))
+        meter.update(min(before + done * world_size, meter.total))

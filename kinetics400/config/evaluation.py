@@ -41,8 +41,8 @@ class SubjectFlags:
     n_worker: int = 8
     """Processes per device that decode videos; 0 decodes in this process."""
     output_dir: Path | None = None
-    """Where to leave results.json, predictions.csv, per_class.csv and confusion.csv. Default:
-    nothing is written."""
+    """Where to leave results.json, predictions.csv, per_class.csv and confusion.csv, and scores
+    meanwhile, so that a repeated command continues. Default: nothing is written."""
 
 
 @dataclass(frozen=True, kw_only=True)

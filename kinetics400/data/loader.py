@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -168,12 +168,20 @@ def train_loader(
 
 
 def view_loader(
-    dataset: ViewDataset, *, rank: int, world_size: int, num_workers: int
+    dataset: ViewDataset,
+    *,
+    rank: int,
+    world_size: int,
+    num_workers: int,
+    done: Container[int] = (),
 ) -> "DataLoader[VideoViews]":
-    """This rank's videos of a test, one at a time; together the ranks see each video once."""
+    """This rank's videos of a test, one at a time; together the ranks see each video once.
+
+    Those that are done are left out.
+    """
     return DataLoader(
         dataset,
-        sampler=range(rank, len(dataset), world_size),
+        sampler=[index for index in range(len(dataset)) if index not in done][rank::world_size],
         batch_size=None,
         **_worker_options(num_workers),
     )

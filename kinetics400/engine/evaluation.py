@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kinetics400.batch import normalize
 from kinetics400.data.dataset import Unreadable, VideoViews
+from kinetics400.engine.kept_scores import KeptScores, Scored
 from kinetics400.engine.metrics import accuracy, merge_views, topk_correct
 from kinetics400.methods.base import Method
 
@@ -25,14 +26,12 @@ class Evaluation:
     Attributes:
         scores: (N, K) merged scores; NaN where a video was not scored.
         labels: (N,) int64.
-        num_views: per video.
         failures: videos that were not scored: they could not be read, or the model's output was
             not finite.
     """
 
     scores: Tensor
     labels: Tensor
-    num_views: int
     failures: list[Unreadable]
 
     @property
@@ -75,47 +74,54 @@ def evaluate(
     clips_per_forward: int = 32,
     transform: ViewTransform | None = None,
     path_of: Callable[[int], str] = "video {}".format,
+    kept: KeptScores | None = None,
 ) -> Evaluation:
     """Score each video by its merged views. A video is known by its place in the list alone.
 
     Args:
         fabric: device, precision and ranks.
         method: one that predicts; its training mode is restored afterwards.
-        videos: this rank's share of the split.
+        videos: this rank's share of the split, without those that `kept` knows.
         num_videos: in the whole split.
         num_classes: K.
         merge: "prob" averages softmaxes, "logit" logits.
         clips_per_forward: how many views go through the model at once.
         transform: changes the views first (for ablations).
         path_of: what failures call a video.
+        kept: what an evaluation that was ended has left, and where this one leaves its scores.
 
     Raises:
         RuntimeError: the ranks together did not see every video exactly once (a bug).
+        StorageError: scores cannot be kept.
     """
     was_training = method.training
     method.eval()
-    rows: list[tuple[int, int, Tensor]] = []
-    failures: list[Unreadable] = []
-    num_views = 0
-    for group in _grouped(videos, clips_per_forward):
-        readable = [video for video in group if video.views is not None]
-        views = [_prepared(video, transform) for video in readable]
-        if views:
-            logits = _predict(fabric, method, torch.cat(views), clips_per_forward)
-            parts = logits.split([len(part) for part in views])
-            num_views = len(views[0])
-            for video, part in zip(readable, parts, strict=True):
-                scores = merge_views(part, merge)
-                if not scores.isfinite().all():
-                    failures.append(Unreadable(path_of(video.index), NOT_FINITE))
-                    scores = _no_scores(num_classes)
-                rows.append((video.index, video.label, scores))
-        for video in group:
-            if video.failure is not None:
-                failures.append(video.failure)
-                rows.append((video.index, video.label, _no_scores(num_classes)))
+    rows = [] if kept is None else kept.known()
+    try:
+        for group in _grouped(videos, clips_per_forward):
+            scored = [
+                Scored(video.index, video.label, _no_scores(num_classes), video.failure)
+                for video in group
+                if video.failure is not None
+            ]
+            readable = [video for video in group if video.views is not None]
+            views = [_prepared(video, transform) for video in readable]
+            if views:
+                logits = _predict(fabric, method, torch.cat(views), clips_per_forward)
+                for video, part in zip(readable, logits.split([*map(len, views)]), strict=True):
+                    scores, failure = merge_views(part, merge), None
+                    if not scores.isfinite().all():
+                        scores = _no_scores(num_classes)
+                        failure = Unreadable(path_of(video.index), NOT_FINITE)
+                    scored.append(Scored(video.index, video.label, scores, failure))
+            if kept is not None:
+                kept.add(scored)
+            rows += scored
+    finally:
+        if kept is not None:
+            kept.flush()
     method.train(was_training)
-    return _gathered(fabric, rows, failures, num_videos, num_views)
+    return _gathered(fabric, rows, num_videos)
 
 
 def _grouped(videos: Iterable[VideoViews], num_clips: int) -> Iterator[list[VideoViews]]:
@@ -151,25 +157,17 @@ def _predict(fabric: Fabric, method: Method, views: Tensor, at_once: int) -> Ten
     return torch.cat(parts)
 
 
-def _gathered(
-    fabric: Fabric,
-    rows: list[tuple[int, int, Tensor]],
-    failures: list[Unreadable],
-    num_videos: int,
-    num_views: int,
-) -> Evaluation:
+def _gathered(fabric: Fabric, rows: list[Scored], num_videos: int) -> Evaluation:
     if fabric.world_size > 1:
         shares: list = [None] * fabric.world_size
-        torch.distributed.all_gather_object(shares, (rows, failures, num_views))
-        rows = [row for share in shares for row in share[0]]
-        failures = [failure for share in shares for failure in share[1]]
-        num_views = max(share[2] for share in shares)
-    rows.sort(key=lambda row: row[0])
-    if [row[0] for row in rows] != list(range(num_videos)):
+        torch.distributed.all_gather_object(shares, rows)
+        rows = [row for share in shares for row in share]
+    rows.sort(key=lambda row: row.index)
+    if [row.index for row in rows] != list(range(num_videos)):
         raise RuntimeError(f"{len(rows)} rows for {num_videos} videos: not each exactly once")
+    failures = [row.failure for row in rows if row.failure is not None]
     return Evaluation(
-        scores=torch.stack([row[2] for row in rows]),
-        labels=torch.tensor([row[1] for row in rows]),
-        num_views=num_views,
+        scores=torch.stack([row.scores for row in rows]),
+        labels=torch.tensor([row.label for row in rows]),
         failures=sorted(failures, key=lambda failure: failure.path),
     )

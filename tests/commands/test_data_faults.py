@@ -262,6 +262,15 @@ def test_22_a_hanging_video_of_the_validation_is_named_and_then_counted_wrong(
     (failure,) = results["failures"]
     assert failure["path"].endswith("val_03.mp4") and "quarantined" in failure["reason"]
 
+    # The same of `evaluate`, which remembers the video beside its results.
+    flags = ["--checkpoint", str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")]
+    flags += ["--accelerator", "cpu", "--n_worker", "1"]
+    assert run_command("evaluate", flags) == 75
+    assert "val video 'val_03.mp4' (hung" in capfd.readouterr().err
+    assert run_command("evaluate", flags) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (results["num_videos"], results["num_scored"]) == (8, 7)
+
 
 # --- in processes of their own --------------------------------------------------------------------
 

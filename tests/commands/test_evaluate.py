@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from kinetics400.__main__ import run_command
 from kinetics400.batch import normalize
 from kinetics400.commands import evaluation_subject
-from kinetics400.commands.evaluation_report import as_csv
+from kinetics400.commands.evaluation_report import FILES, as_csv
 from kinetics400.data.decode import VideoReader
 from kinetics400.data.sampling import Box
 from kinetics400.engine.agreement import Agreement
@@ -216,6 +216,36 @@ def test_workers_and_the_batch_size_change_no_score(
     assert (tmp_path / "out" / "predictions.csv").read_bytes() == alone
     evaluated(model, "--batch_size", "3")
     assert shares_of(tmp_path / "out") == pytest.approx(shares, rel=1e-4)
+
+
+def test_an_interrupted_evaluation_continues(
+    model: Path,
+    library: Path,
+    tmp_path: Path,
+    evaluated: Evaluated,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evaluated(model, "--batch_size", "15")
+    whole = (tmp_path / "out" / "predictions.csv").read_bytes()
+    flags = ["--checkpoint", str(model), *CPU, "--data_dir", str(library)]
+    flags += ["--output_dir", str(tmp_path / "again"), "--batch_size", "15"]  # a video at a time
+    predict, calls = Classification.predict, []
+
+    def stopped(self: Classification, clips: torch.Tensor) -> torch.Tensor:
+        calls.append(len(clips))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return predict(self, clips)
+
+    monkeypatch.setattr(Classification, "predict", stopped)
+    assert run_command("evaluate", flags) == 75
+    assert not (tmp_path / "again" / "results.json").exists()
+    assert run_command("evaluate", flags) == 0
+    assert "continuing: 3 of 8 videos are scored already" in capsys.readouterr().err
+    assert calls == [15] * (4 + 5)
+    assert (tmp_path / "again" / "predictions.csv").read_bytes() == whole
+    assert {file.name for file in (tmp_path / "again").iterdir()} == set(FILES)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])

@@ -90,7 +90,6 @@ def results(unread: int = 0) -> dict[str, Any]:
     result = Evaluation(
         scores=scores,
         labels=torch.tensor([0, 1, 2, 2]),
-        num_views=15,
         failures=[Unreadable(f"{i}.mp4", "gone") for i in range(unread)],
     )
     return summarize(result, views="5x3", merge="prob", clips=LabelledClipFlags())

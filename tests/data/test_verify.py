@@ -1,8 +1,11 @@
 """Damaged files are refused with their reason, unusual ones are not (the corpus: conftest.py)."""
 
+import contextlib
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ import av
 import pytest
 
 from kinetics400.data.containers import sniff
+from kinetics400.data.decode import DecodeError, VideoReader
+from kinetics400.data.headers import probe
 from kinetics400.data.isolation import JobLimits, run_isolated
 from kinetics400.data.transcode import store_as_json
 from kinetics400.data.verify import Refused, VideoInfo, verify_video
@@ -118,3 +123,66 @@ def test_verification_runs_in_a_small_process(tmp_path: Path, encode: Encode) ->
 def test_module_needs_no_torch() -> None:
     code = "import sys, kinetics400.data.transcode as t; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+# --- playlists that point into the network --------------------------------------------------------
+
+PLAYLISTS = {
+    "ffconcat": "ffconcat version 1.0\nfile {url}\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}\n#EXT-X-ENDLIST\n",
+    "hls_key": '#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXT-X-KEY:METHOD=AES-128,URI="{url}"\n'
+    "#EXTINF:1,\nfile:canary.ts\n#EXT-X-ENDLIST\n",
+    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static">'
+    '<Period><AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1">'
+    "<BaseURL>{url}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\na=control:{url}\n"
+    "m=video {port} RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    "asx": '<asx version="3.0"><entry><ref href="{url}"/></entry></asx>',
+}
+
+
+@pytest.fixture
+def listener() -> Iterator[tuple[int, list[int]]]:
+    """A port that somebody listens on, and the connections made to it so far."""
+    connections: list[int] = []
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # closed: the test is over
+                while True:
+                    client, (_, port) = server.accept()
+                    connections.append(port)
+                    client.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1], connections
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("kind", PLAYLISTS)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".webm"])
+def test_nothing_in_a_video_is_fetched(
+    kind: str, suffix: str, listener: tuple[int, list[int]], tmp_path: Path
+) -> None:
+    """By none of the three that open what strangers made: preprocessing, doctor and loader."""
+    port, connections = listener
+    path = tmp_path / f"a{suffix}"
+    path.write_text(PLAYLISTS[kind].format(url=f"http://127.0.0.1:{port}/x.mp4", port=port))
+    verdict = verify_video(str(path))
+    assert isinstance(verdict, Refused) and verdict.reason == "not a video"
+    assert probe(str(path))["reason"] == "not a video"
+    with pytest.raises(DecodeError):
+        VideoReader(str(path)).read([0])
+    assert connections == []
+
+
+def test_the_listener_would_notice(listener: tuple[int, list[int]], tmp_path: Path) -> None:
+    """The control: a reader that lets FFmpeg choose, and allows what it asks for."""
+    port, connections = listener
+    (tmp_path / "a.mp4").write_text(f"ffconcat version 1.0\nfile http://127.0.0.1:{port}/x.mp4\n")
+    with contextlib.suppress(av.error.FFmpegError):
+        allowed = {"protocol_whitelist": "file,http,tcp", "safe": "0"}
+        av.open(str(tmp_path / "a.mp4"), options=allowed).close()
+    assert len(connections) == 1

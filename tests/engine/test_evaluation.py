@@ -172,7 +172,6 @@ def test_eval_counts_each_video_once(
             (Unreadable(f"{i}.mp4", "damaged") for i in bad), key=lambda one: one.path
         )
         assert (result.num_videos, result.num_scored) == (num_videos, num_videos - len(bad))
-        assert result.num_views == VIEWS
     seen = [found[num_videos, merge][1] for found in found_by_ranks]
     assert sum(seen) == VIEWS * (num_videos - len(bad))
     assert max(seen) <= VIEWS * -(-num_videos // len(found_by_ranks))  # the work is shared
