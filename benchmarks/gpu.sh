@@ -50,3 +50,9 @@ done
 measure run_pretraining_base_profile \
   run --steps 30 --profile "$out/profile" -- --model_name MCG-NJU/videomae-base --accelerator cuda \
   --precision bf16-mixed --n_worker "$workers" --batch_size 128
+
+# Whether the GPU's own video decoder would feed it better than the cores do.
+[[ -s $out/decode.json ]] || python benchmarks/gpu_decode.py "$out/decode.json"
+
+# And the tests that a machine without a GPU skips.
+python -m pytest -q tests/engine/test_synchronisation.py tests/data/test_loader.py

@@ -4,6 +4,7 @@ Shapes: B batch, C channels, T frames, H, W.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -74,9 +75,13 @@ class Batch:
 def _statistics(like: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
     shape = [1] * like.dim()
     shape[channel_dim] = 3
-    # The type is said: in Fabric's true half precisions the default type is not float32.
-    mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device=like.device).view(shape)
-    std = torch.tensor(IMAGENET_STD, dtype=torch.float32, device=like.device).view(shape)
+    # Filled on the device: a copy of the host's numbers would wait for it. And the type is said: in
+    # Fabric's true half precisions the default type is not float32.
+    filled = partial(torch.full, (), dtype=torch.float32, device=like.device)
+    mean, std = (
+        torch.stack([filled(value) for value in values]).view(shape)
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return mean, std
 
 

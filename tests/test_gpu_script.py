@@ -38,7 +38,10 @@ def test_every_command_parses_and_none_is_repeated(tmp_path: Path) -> None:
     calls = run_script(tmp_path)
     assert len({" ".join(call) for call in calls}) == len(calls) > 20
     names = set()
-    for call in calls:
+    *benchmarks, decoding, tests = calls
+    assert decoding[0] == "benchmarks/gpu_decode.py" and tests[:2] == ["-m", "pytest"]
+    assert all((ROOT / name).is_file() for name in (decoding[0], *tests[3:]))
+    for call in benchmarks:
         assert call[:3] == ["-m", "kinetics400", "bench"]
         name, *flags = call[3:]
         names.add(name)
@@ -51,7 +54,7 @@ def test_every_command_parses_and_none_is_repeated(tmp_path: Path) -> None:
         assert parse(command, flags[split + 1 :], prog="run", description="").device
     assert names == {"step", "run"}
     (tmp_path / "results" / "run_finetuning_base.json").unlink()
-    (again,) = run_script(tmp_path)
+    again, *_ = run_script(tmp_path)
     assert "run_finetuning_base.json" in " ".join(again)
 
 

@@ -1,13 +1,13 @@
-"""What a training step costs: ours, transformers', and one written plainly.
+"""What a training step costs: ours, transformers', and one written plainly (step_sides.py).
 
-Same weights, clips, masks, parameter groups and precision, with the optimizer's update. The sides
-take turns; figures are medians. On a CPU one core is measured, by the CPU's clock.
+Whole steps, with the optimizer's update. The sides take turns; figures are medians. On a CPU one
+core is measured, by the CPU's clock.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from itertools import pairwise
@@ -15,63 +15,31 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from kinetics400.batch import Batch
-from kinetics400.bench.fidelity.model import reference_model
 from kinetics400.bench.figures import machine, versions
 from kinetics400.bench.loader import Say, one_core
-from kinetics400.bench.plain import PlainClassification, PlainPretraining
-from kinetics400.data import keys
+from kinetics400.bench.step_sides import (
+    COMPILE_MODES,
+    COMPILED,
+    GRAPHS,
+    MATRIX_TYPES,
+    OURS,
+    PLAIN,
+    SEED,
+    TRANSFORMERS,
+    TUNED,
+    Side,
+    Subject,
+    make_method,
+    make_side,
+)
 from kinetics400.engine.matrix_rate import datasheet_rate, matrix_rate
-from kinetics400.engine.optim import build_adamw
-from kinetics400.methods.base import Method
-from kinetics400.methods.classification import Classification
-from kinetics400.methods.videomae import VideoMAE
-from kinetics400.models.vit import DecoderConfig, VitConfig
 
-SEED = 0
-LR = 1e-4
-NUM_CLASSES = 400
-BETAS = (0.9, 0.95)
-WEIGHT_DECAY = 0.05
 COMPARED_STEPS = 2
-OURS, TRANSFORMERS, PLAIN = "ours", "transformers", "plain"
-COMPILED = ", compiled"
 KERNELS = 40
 PHASES = ("forward", "backward", "optimizer")
-MATRIX_TYPES = {
-    "32-true": torch.float32,
-    "bf16-mixed": torch.bfloat16,
-    "bf16-true": torch.bfloat16,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What is trained, and on what.
-
-    Attributes:
-        decoder: pretraining's; None finetunes.
-        precision: as the flag; of `MATRIX_TYPES`.
-    """
-
-    config: VitConfig
-    decoder: DecoderConfig | None
-    batch_size: int
-    precision: str
-    device: torch.device
-
-    @property
-    def weights(self) -> torch.dtype:
-        return torch.bfloat16 if self.precision == "bf16-true" else torch.float32
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        if self.precision != "bf16-mixed":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -87,15 +55,6 @@ class Amount:
 
 FULL = Amount(repeats=7, compiled=True, largest_batch=True)
 QUICK = Amount(repeats=3, compiled=False)
-
-
-@dataclass
-class Side:
-    """One of those that are compared."""
-
-    loss: Callable[[], Tensor]
-    module: nn.Module
-    optimizer: Optimizer
 
 
 @dataclass(frozen=True)
@@ -137,122 +96,6 @@ class Clock:
         return time.perf_counter()
 
 
-# --- the sides ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """A batch in everybody's form.
-
-    Attributes:
-        batch: ours.
-        hidden: (B, N) bool; None where nothing is masked.
-    """
-
-    batch: Batch
-    hidden: Tensor | None
-
-
-def make_method(subject: Subject) -> Method:
-    """Ours, on the device; the same weights every time."""
-    torch.manual_seed(SEED)
-    dtype = MATRIX_TYPES[subject.precision]
-    method: Method
-    if subject.decoder is None:
-        method = Classification(subject.config, NUM_CLASSES, head_init_scale=1.0, dtype=dtype)
-    else:
-        method = VideoMAE(subject.config, subject.decoder, dtype=dtype)
-    return method.to(subject.device, subject.weights)
-
-
-def make_inputs(subject: Subject, method: Method) -> Inputs:
-    """Clips that look like nothing; their content costs nobody anything."""
-    config = subject.config
-    generator = torch.Generator().manual_seed(SEED)
-    size = (3, config.num_frames, config.image_size, config.image_size)
-    batch = Batch(
-        torch.randn(subject.batch_size, *size, generator=generator),
-        torch.arange(subject.batch_size) % NUM_CLASSES,
-        keys.combine(SEED, torch.arange(subject.batch_size)),
-    ).to(subject.device)
-    drawn = method.draw(batch.keys)
-    if not drawn:
-        return Inputs(batch, None)
-    shape = (subject.batch_size, config.num_tokens)
-    hidden = torch.zeros(shape, dtype=torch.bool, device=subject.device)
-    return Inputs(batch, hidden.scatter_(1, drawn["mask_indices"], True))
-
-
-def make_side(name: str, subject: Subject) -> Side:
-    """Build one side, on the device."""
-    kind = name.removesuffix(COMPILED)
-    method = make_method(subject)
-    inputs = make_inputs(subject, method)
-    makers = {OURS: _ours, TRANSFORMERS: _transformers, PLAIN: _plain}
-    return makers[kind](subject, method, inputs, name.endswith(COMPILED))
-
-
-def _ours(subject: Subject, method: Method, inputs: Inputs, compiled: bool) -> Side:
-    model = torch.compile(method, fullgraph=True, dynamic=False) if compiled else method
-    method.train()
-
-    def loss() -> Tensor:  # as the training loop does it: masks are part of a step
-        return model(inputs.batch, method.draw(inputs.batch.keys))["loss"]
-
-    return Side(loss, method, build_adamw(_groups(method), betas=BETAS, fused=True))
-
-
-def _transformers(subject: Subject, method: Method, inputs: Inputs, compiled: bool) -> Side:
-    assert isinstance(method, VideoMAE | Classification)
-    module = reference_model(method.float().cpu()).to(subject.device, subject.weights).train()
-    model = torch.compile(module, dynamic=False) if compiled else module
-    # What a loader would have handed over: made once, outside the step.
-    pixels = inputs.batch.clips.transpose(1, 2).contiguous()
-
-    def loss() -> Tensor:
-        clips = pixels.to(subject.weights)
-        if inputs.hidden is None:
-            return model(clips, labels=inputs.batch.labels).loss
-        return model(clips, bool_masked_pos=inputs.hidden).loss
-
-    return Side(loss, module, build_adamw(_groups(module), betas=BETAS, fused=True))
-
-
-def _plain(subject: Subject, method: Method, inputs: Inputs, compiled: bool) -> Side:
-    assert not compiled
-    module: nn.Module
-    if subject.decoder is None:
-        module = PlainClassification(subject.config, NUM_CLASSES)
-    else:
-        module = PlainPretraining(subject.config, subject.decoder)
-    module.load_state_dict(method.state_dict())
-    module.to(subject.device, subject.weights).train()
-    batch = inputs.batch
-
-    def loss() -> Tensor:
-        clips = batch.clips.to(subject.weights)
-        if inputs.hidden is None:
-            return module(clips, batch.labels)
-        return module(clips, batch.clips, inputs.hidden)
-
-    # torch's own choice: a loop on a CPU, several tensors at a time on CUDA.
-    return Side(loss, module, AdamW(_groups(module), lr=LR, betas=BETAS))
-
-
-def _groups(module: nn.Module) -> list[dict[str, Any]]:
-    """No decay for vectors and tokens, as everybody has it."""
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    decays = {name: p.dim() > 1 and not name.endswith("_token") for name, p in named}
-    return [
-        {
-            "params": [p for name, p in named if decays[name] == is_decayed],
-            "weight_decay": WEIGHT_DECAY if is_decayed else 0.0,
-            "lr": LR,
-        }
-        for is_decayed in (True, False)
-    ]
-
-
 # --- measuring ------------------------------------------------------------------------------------
 
 
@@ -268,6 +111,7 @@ def bench_step(subject: Subject, *, amount: Amount, say: Say) -> dict[str, Any]:
     names = [OURS, TRANSFORMERS, PLAIN]
     if amount.compiled:
         names += [OURS + COMPILED, TRANSFORMERS + COMPILED]
+        names += [OURS + TUNED, OURS + GRAPHS] if on_cuda else []
     with nullcontext(None) if on_cuda else one_core() as core:
         sides: dict[str, Side] = {}
         about: dict[str, dict[str, Any]] = {}
@@ -283,7 +127,7 @@ def bench_step(subject: Subject, *, amount: Amount, say: Say) -> dict[str, Any]:
                 continue
             except (RuntimeError, AssertionError) as error:
                 # torch.compile's errors: no compiler on this machine, or a model it cannot take.
-                if not name.endswith(COMPILED):
+                if name in (OURS, TRANSFORMERS, PLAIN):
                     raise
                 about[name] = {"unavailable": _first_line(error)}
                 continue
@@ -307,7 +151,9 @@ def bench_step(subject: Subject, *, amount: Amount, say: Say) -> dict[str, Any]:
         largest: dict[str, int] | None = None
         if on_cuda and amount.largest_batch:
             say("looking for the largest batches")
-            largest = {name: largest_batch(_fits(name, subject)) for name in losses}
+            # The other ways to compile would take minutes for each batch tried.
+            tried = [name for name in losses if name not in (OURS + TUNED, OURS + GRAPHS)]
+            largest = {name: largest_batch(_fits(name, subject)) for name in tried}
     return {
         "benchmark": "step",
         **headline(about, losses),
@@ -332,13 +178,16 @@ def bench_step(subject: Subject, *, amount: Amount, say: Say) -> dict[str, Any]:
     }
 
 
-def step(side: Side, subject: Subject) -> Tensor:
-    """One training step; its loss, ()."""
+def step(side: Side, subject: Subject, mark: Callable[[], object] = lambda: None) -> Tensor:
+    """One training step; its loss, (). `mark` is called after each phase."""
     with subject.autocast():
         loss = side.loss()
+    mark()
     loss.backward()
+    mark()
     side.optimizer.step()
     side.optimizer.zero_grad(set_to_none=True)
+    mark()
     return loss.detach()
 
 
@@ -366,14 +215,7 @@ def take_turns(sides: Mapping[str, Side], subject: Subject, repeats: int) -> lis
 def timed_phases(side: Side, subject: Subject, clock: Clock) -> tuple[float, float, float]:
     """Seconds of forward, backward and optimizer."""
     times = [clock()]
-    with subject.autocast():
-        loss = side.loss()
-    times.append(clock())
-    loss.backward()
-    times.append(clock())
-    side.optimizer.step()
-    side.optimizer.zero_grad(set_to_none=True)
-    times.append(clock())
+    step(side, subject, lambda: times.append(clock()))
     forward, backward, optimizer = (after - before for before, after in pairwise(times))
     return forward, backward, optimizer
 
@@ -493,7 +335,7 @@ def figures(
 def headline(
     about: Mapping[str, Mapping[str, Any]], losses: Mapping[str, Sequence[float]]
 ) -> dict[str, Any]:
-    """The figures that claims are made of. Ours is the better of eager and compiled."""
+    """The figures that claims are made of. Ours is the best of eager and compiled."""
 
     def ratio(figure: str, above: str, below: str) -> float | None:
         over, under = (about.get(name, {}).get(figure) for name in (above, below))
@@ -502,7 +344,7 @@ def headline(
     def time_of(name: str) -> float:
         return about.get(name, {}).get("step_ms", math.inf)
 
-    ours = min((OURS, OURS + COMPILED), key=time_of)
+    ours = min((OURS, *(OURS + how for how in COMPILE_MODES)), key=time_of)
     return {
         "ours": ours,
         "ratio_transformers": ratio("step_ms", TRANSFORMERS, ours),

@@ -137,12 +137,13 @@ def step(argv: Sequence[str]) -> int:
         problems.add("--accelerator cuda: this machine has no CUDA device")
     problems.raise_any()
     from kinetics400.bench import step as benched  # transformers: seconds
+    from kinetics400.bench.step_sides import Subject
 
     amount = benched.QUICK if measure.quick else benched.FULL
     default_batch = 64 if device.type == "cuda" else 2
     decoder = ARCHITECTURES[model_size(config.model.model_name)].decoder
     result = benched.bench_step(
-        benched.Subject(
+        Subject(
             config=vit,
             decoder=decoder if measure.method == "pretraining" else None,
             batch_size=measure.batch_size or default_batch,

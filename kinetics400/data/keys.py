@@ -42,10 +42,8 @@ def combine(*parts: int | Tensor) -> Tensor:
     """Fold integers (or int64 tensors that broadcast) into one key."""
     key = torch.zeros((), dtype=torch.int64)
     for part in parts:
-        if isinstance(part, Tensor):
-            key = key.to(part.device) ^ part
-        else:  # not a tensor: it would take the key back to the host
-            key = key ^ _signed(part)
+        # A single number of the host's and a tensor of a device's meet there without a copy.
+        key = key ^ (part if isinstance(part, Tensor) else _signed(part))
         key = _mix(key + _signed(_GOLDEN))
     return key
 

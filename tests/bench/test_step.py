@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from kinetics400.bench import step as benched
-from kinetics400.bench.step import PLAIN, TRANSFORMERS, Clock, Row, Side, Subject
+from kinetics400.bench.step import Clock, Row
+from kinetics400.bench.step_sides import PLAIN, TRANSFORMERS, TUNED, Side, Subject
 from kinetics400.models.vit import DecoderConfig, VitConfig
 
 PRETRAINING = Subject(
@@ -116,6 +117,9 @@ def test_the_headline_takes_the_better_of_ours() -> None:
         *("ours, compiled", 2.4, 0.5),
     )
     assert (told["ratio_transformers_eager"], told["ratio_transformers_compiled"]) == (1.2, 1.4)
+    about["ours" + TUNED] = {"step_ms": 4.0, "peak_memory_mib": 60.0}
+    losses["ours" + TUNED] = [2.0, 1.0]
+    assert benched.headline(about, losses)["ours"] == "ours" + TUNED
 
 
 @pytest.mark.parametrize("most", [0, 1, 3, 63, 64, 65, 100, 127, 5000])
