@@ -99,14 +99,15 @@ def contiguous(clips: Tensor) -> Tensor:
     return ordered
 
 
-def normalize(clips: Tensor, channel_dim: int = 1) -> Tensor:
+def normalize(clips: Tensor, channel_dim: int = 1, *, out: Tensor | None = None) -> Tensor:
     """Pixels in 0..255 to float32 with zero mean and unit variance on ImageNet.
 
-    The result has the same shape, memory of its own, and is contiguous.
+    The result has the same shape, and is contiguous memory of its own, or `out`.
     """
     mean, std = _statistics(clips, channel_dim)
-    levels = contiguous(clips).to(torch.float32, copy=True)
-    return levels.div_(255).sub_(mean).div_(std)
+    clips = contiguous(clips)
+    result = torch.empty_like(clips, dtype=torch.float32) if out is None else out
+    return result.copy_(clips).div_(255).sub_(mean).div_(std)
 
 
 def denormalize(clips: Tensor, channel_dim: int = 1) -> Tensor:

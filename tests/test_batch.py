@@ -59,6 +59,13 @@ def test_strides_change_no_number() -> None:
     assert contiguous(clips) is clips
 
 
+def test_normalize_fills_what_it_is_given() -> None:
+    given = torch.full((3, 3, 4, 8, 8), 7.0)
+    result = normalize(all_values(), out=given[1:2])
+    assert torch.equal(given[1:2], normalize(all_values())) and torch.equal(result, given[1:2])
+    assert given[0].unique().tolist() == given[2].unique().tolist() == [7.0]
+
+
 def test_normalizing_floats_leaves_them_alone() -> None:
     clips = all_values().float()
     normalized = normalize(clips)

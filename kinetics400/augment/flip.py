@@ -3,18 +3,21 @@
 import torch
 from torch import Tensor
 
-from kinetics400.batch import Batch, contiguous
+from kinetics400.batch import contiguous
 from kinetics400.data import keys
 
 
-def random_flip(batch: Batch, probability: float) -> Tensor:
-    """Mirror each clip (B, C, T, H, W) as a whole, with a probability, drawn from its key.
+def draw_flips(host_keys: Tensor, probability: float) -> list[bool]:
+    """Whether the clips with these keys (B,) are mirrored."""
+    return (keys.uniform(host_keys, "flip", 1)[:, 0] < probability).tolist()
 
-    The result is contiguous, whatever the order of the clips' memory.
-    """
-    flipped = (keys.uniform(batch.host_keys, "flip", 1)[:, 0] < probability).tolist()
-    clips = contiguous(batch.clips)
+
+def flip(clips: Tensor, flipped: list[bool]) -> Tensor:
+    """Mirror those clips (B, C, T, H, W) as a whole; contiguous, whatever their memory's order."""
+    clips = contiguous(clips)
     if not any(flipped):
         return clips
+    if all(flipped):
+        return clips.flip(-1)
     turns = zip(clips.unbind(0), flipped, strict=True)
     return torch.stack([clip.flip(-1) if turn else clip for clip, turn in turns])

@@ -3,20 +3,25 @@
 Clips are uint8 (B, C, T, H, W); results are new, contiguous. Parameters are (B,), on the clips'
 device. All frames of a clip move alike; what comes from outside the frame is grey.
 
-Every pixel of the result is a weighted sum of at most 4 × 4 pixels, the same for all frames and
-channels. So a clip becomes a table with a row of C·T numbers for every place, and the sum of rows
-is an embedding bag: one gather-and-add over contiguous memory, on any device.
+Every pixel of the result is a weighted sum of pixels, the same for all frames and channels. Where
+rows move, or the frame as a whole, it is a sum of four clips that are shifted by whole pixels.
+Where columns do, or everything turns, a clip becomes a table with a row of C·T numbers for every
+place, and the sum of 4 or 4 × 4 of its rows is an embedding bag. Both run on any device.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kinetics400.augment.operations import to_levels
+
 FILL = 128.0
 # PIL cuts float64 sums off; these are float32. A sum that should be 7 may be 6.99999 here.
 MARGIN = 2.0**-13
-# So many frames of 224 × 224, as float32, fit into the second level of a CPU's cache or nearly so.
-FRAMES_AT_ONCE = 8
+# In one table: its rows are 48 numbers, a whole number of cache lines.
+FRAMES_AT_ONCE = 16
+# What a CPU's cache holds, as float32: frames of 224 × 224; rows of a table.
+CPU_FRAMES, CPU_ROWS = 2, 2**13
 
 
 def rotate(clips: Tensor, degrees: Tensor) -> Tensor:
@@ -25,7 +30,7 @@ def rotate(clips: Tensor, degrees: Tensor) -> Tensor:
     # The way back, from the result to the clip, in PIL's order of operations.
     angle = -torch.deg2rad(degrees.double().remainder(360)).view(-1, 1, 1)
     cos, sin = angle.cos().round(decimals=15), angle.sin().round(decimals=15)
-    y, x = _centres(clips)
+    y, x = (_along(axis, _centres(clips.shape[axis], clips)) for axis in (-2, -1))
     source_x = cos * x + sin * y + (width / 2 - (cos * (width / 2) + sin * (height / 2)))
     source_y = -sin * x + cos * y + (height / 2 - (cos * (height / 2) - sin * (width / 2)))
     return _resample(clips, source_y, source_x)
@@ -33,88 +38,141 @@ def rotate(clips: Tensor, degrees: Tensor) -> Tensor:
 
 def shear_x(clips: Tensor, factor: Tensor) -> Tensor:
     """Shift each row to the left by `factor` times its y."""
-    y, x = _centres(clips)
-    return _resample(clips, None, x + factor.double().view(-1, 1, 1) * y)
+    pixels = factor.double().view(-1, 1, 1) * _along(-2, _centres(clips.shape[-2], clips))
+    return _shift(clips, pixels, -1)
 
 
 def shear_y(clips: Tensor, factor: Tensor) -> Tensor:
     """Shift each column upwards by `factor` times its x."""
-    y, x = _centres(clips)
+    y, x = (_along(axis, _centres(clips.shape[axis], clips)) for axis in (-2, -1))
     return _resample(clips, factor.double().view(-1, 1, 1) * x + y, None)
 
 
 def translate_x(clips: Tensor, share: Tensor) -> Tensor:
     """Shift to the left by a share of the width."""
-    _, x = _centres(clips)
-    return _resample(clips, None, x + share.double().view(-1, 1, 1) * clips.shape[-1])
+    return _shift(clips, share.double().view(-1, 1, 1) * clips.shape[-1], -1)
 
 
 def translate_y(clips: Tensor, share: Tensor) -> Tensor:
     """Shift upwards by a share of the height."""
-    y, _ = _centres(clips)
-    return _resample(clips, y + share.double().view(-1, 1, 1) * clips.shape[-2], None)
+    return _shift(clips, share.double().view(-1, 1, 1) * clips.shape[-2], -2)
 
 
-def _centres(clips: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates of the pixels' centres: y (1, H, 1), x (1, 1, W), float64."""
-    height, width = clips.shape[-2:]
-    y = torch.arange(height, device=clips.device, dtype=torch.float64) + 0.5
-    x = torch.arange(width, device=clips.device, dtype=torch.float64) + 0.5
-    return y.view(1, -1, 1), x.view(1, 1, -1)
+def _centres(size: int, clips: Tensor) -> Tensor:
+    """Coordinates of the pixels' centres on an axis, float64."""
+    return torch.arange(size, device=clips.device, dtype=torch.float64) + 0.5
 
 
-def _resample(clips: Tensor, source_y: Tensor | None, source_x: Tensor | None) -> Tensor:
+def _shift(clips: Tensor, pixels: Tensor, axis: int) -> Tensor:
+    """Shift rows to the left (axis -1), or the frame upwards (axis -2).
+
+    Args:
+        clips: (B, C, T, H, W) uint8.
+        pixels: how far; float64 (B, 1, 1), for rows by themselves (B, H, 1).
+        axis: along which.
+    """
+    num_frames, size = clips.shape[2], clips.shape[axis]
+    whole = pixels.floor()
+    source = _along(axis, _centres(size, clips)) + pixels
+    outside = ((source < 0) | (source >= size)).float()
+    weights = [_planes(each * (1 - outside)) for each in _cubic((pixels - whole).float())]
+    from_outside = _planes(outside * FILL + MARGIN)
+    around = _along(axis, torch.arange(-1, size + 2, device=clips.device))
+    places = _planes((whole.long() + around).clamp_(0, size - 1))
+    result = torch.empty_like(clips)
+    step = CPU_FRAMES if clips.device.type == "cpu" else num_frames
+    for start in range(0, num_frames, step):
+        # With one pixel more before and two after, so that the neighbours of all are slices.
+        levels = _looked_up(clips[:, :, start : start + step], places, axis).float()
+        sums = levels.narrow(axis, 0, size) * weights[0]
+        for tap in (1, 2, 3):
+            sums.addcmul_(levels.narrow(axis, tap, size), weights[tap])
+        result[:, :, start : start + step] = to_levels(sums.add_(from_outside))
+    return result
+
+
+def _along(axis: int, values: Tensor) -> Tensor:
+    """(N,) to (1, 1, N) for the axis -1, to (1, N, 1) for -2."""
+    return values.view(1, 1, -1).transpose(-1, axis)
+
+
+def _planes(values: Tensor) -> Tensor:
+    """(B, H, W) to (B, 1, 1, H, W)."""
+    return values.unsqueeze(1).unsqueeze(1)
+
+
+def _looked_up(frames: Tensor, places: Tensor, axis: int) -> Tensor:
+    """The levels (B, C, T, …) at places on an axis: (B, 1, 1, h, W + 3) or (B, 1, 1, H + 3, 1)."""
+    shape = list(frames.shape)
+    shape[axis] = places.shape[axis]
+    if axis == -1:
+        return frames.gather(-1, places.expand(shape))
+    rows = frames.flatten(0, 3)
+    first = torch.arange(0, len(rows), frames.shape[3], device=frames.device)
+    return rows.index_select(0, (first.view(*shape[:3], 1, 1) + places).flatten()).view(shape)
+
+
+def _resample(clips: Tensor, source_y: Tensor, source_x: Tensor | None) -> Tensor:
     """Look up each pixel of the result at its place in the clip.
 
     Args:
         clips: (B, C, T, H, W) uint8.
-        source_y: where to look, pixel centres at .5; float64, broadcasts to (B, H, W). None stays
-            in the row, which takes a fourth of the pixels.
-        source_x: likewise; None stays in the column.
+        source_y: where to look, pixel centres at .5; float64 (B, H, W).
+        source_x: likewise; None stays in the column, which takes a fourth of the pixels.
     """
-    num_clips, num_channels, num_frames, height, width = clips.shape
-    y, x = _centres(clips)
-    rows, row_weights, above_or_below = _taps(y, source_y, height)
-    columns, column_weights, beside = _taps(x, source_x, width)
-    outside = (above_or_below | beside).expand(num_clips, height, width).float()
-    first = torch.arange(num_clips, device=clips.device, dtype=torch.int32) * (height * width)
-    places = (rows * width).unsqueeze(-1) + columns.unsqueeze(-2) + first.view(-1, 1, 1, 1, 1)
-    row_weights = row_weights * (1 - outside).unsqueeze(-1)
-    weights = row_weights.unsqueeze(-1) * column_weights.unsqueeze(-2)
+    num_clips, num_frames, (height, width) = len(clips), clips.shape[2], clips.shape[-2:]
     table_size = num_clips * height * width
-    places, weights = places.view(table_size, -1), weights.view(table_size, -1)
-    from_outside = outside.view(table_size, 1).mul_(FILL).add_(MARGIN)
+    rows, weights, outside = _taps(source_y, height)
+    first = torch.arange(num_clips, device=clips.device, dtype=torch.int32) * (height * width)
+    places = (rows * width + first.view(-1, 1, 1)).unsqueeze(1)
+    if source_x is None:
+        places = places + torch.arange(width, device=clips.device, dtype=torch.int32)
+    else:
+        columns, column_weights, beside = _taps(source_x, width)
+        places, outside = places + columns, outside | beside
+        weights = weights.unsqueeze(1) * column_weights
+    outside = outside.float()
+    weights = weights * (1 - outside)
+    # Planes are quick to compute with; a bag wants its numbers next to each other.
+    places = places.reshape(-1, table_size).t().contiguous()
+    weights = weights.reshape(-1, table_size).t().contiguous()
+    from_outside = (outside * FILL + MARGIN).view(table_size, 1)
+    step = CPU_ROWS if clips.device.type == "cpu" else table_size
     result = torch.empty_like(clips)
     for start in range(0, num_frames, FRAMES_AT_ONCE):
-        frames = clips[:, :, start : start + FRAMES_AT_ONCE]
         # Turned as uint8: a fourth of the bytes.
-        table = frames.permute(0, 3, 4, 1, 2).contiguous().view(table_size, -1).float()
-        sums = F.embedding_bag(places, table, mode="sum", per_sample_weights=weights)
-        levels = sums.add_(from_outside).clamp_(0, 255).to(torch.uint8)
-        levels = levels.view(num_clips, height, width, num_channels, -1)
-        result[:, :, start : start + FRAMES_AT_ONCE] = levels.permute(0, 3, 4, 1, 2)
+        turned = clips[:, :, start : start + FRAMES_AT_ONCE].permute(0, 3, 4, 1, 2).contiguous()
+        levels = turned.view(table_size, -1)
+        table = levels.float()
+        for row in range(0, table_size, step):
+            part = slice(row, row + step)
+            sums = F.embedding_bag(
+                places[part], table, mode="sum", per_sample_weights=weights[part]
+            )
+            levels[part] = to_levels(sums.add_(from_outside[part]))
+        result[:, :, start : start + FRAMES_AT_ONCE] = turned.permute(0, 3, 4, 1, 2)
     return result
 
 
-def _taps(centres: Tensor, source: Tensor | None, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The pixels around a place on one axis, and their weights in the cubic with a = -1.
+def _taps(source: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The pixels around a place on one axis.
 
     Returns:
-        Places (…, K) int32 and weights (…, K) float32 of the 4 nearest pixels (of the pixel itself
-        without a source), and whether the place is outside the frame. At the border the outermost
-        pixel stands in for those beyond it.
+        Places (4, …) int32 and weights (4, …) float32 of the nearest pixels, and whether the place
+        is outside the frame. At the border the outermost pixel stands in for those beyond it.
     """
-    if source is None:
-        inside = torch.ones_like(centres)
-        return centres.int().unsqueeze(-1), inside.float().unsqueeze(-1), inside.logical_not()
     before = (source - 0.5).floor()
-    d = (source - 0.5 - before).float()
-    weights = (
+    weights = torch.stack(_cubic((source - 0.5 - before).float()))
+    offsets = torch.arange(-1, 3, device=source.device, dtype=torch.int32).view(-1, 1, 1, 1)
+    places = (before.int() + offsets).clamp_(0, size - 1)
+    return places, weights, (source < 0) | (source >= size)
+
+
+def _cubic(d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights, in the cubic with a = -1, of the pixels at -1, 0, 1, 2, for a place at `d`."""
+    return (
         d * (-1 + d * (2 - d)),
         1 + d * d * (d - 2),
         d * (1 + d * (1 - d)),
         d * d * (d - 1),
     )
-    offsets = torch.arange(-1, 3, device=source.device, dtype=torch.int32)
-    places = (before.int().unsqueeze(-1) + offsets).clamp_(0, size - 1)
-    return places, torch.stack(weights, -1), (source < 0) | (source >= size)

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+import torch
+
 from kinetics400.augment.erase import random_erase
-from kinetics400.augment.flip import random_flip
+from kinetics400.augment.flip import draw_flips, flip
 from kinetics400.augment.mix import Mixing, mix
-from kinetics400.augment.randaugment import RandAugment
+from kinetics400.augment.randaugment import RandAugment, augmented
 from kinetics400.batch import Batch, normalize
 
 Augment = Callable[[Batch], Batch]
@@ -25,13 +27,21 @@ def training_augment(
     """
 
     def augment(batch: Batch) -> Batch:
-        if randaugment is not None:
-            batch = batch.with_clips(randaugment(batch.clips, batch.host_keys))
-        if flip_probability > 0:
-            batch = batch.with_clips(random_flip(batch, flip_probability))
-        batch = batch.with_clips(normalize(batch.clips))  # ours from here on
+        host_keys = batch.host_keys
+        draws = None if randaugment is None else randaugment.draw(host_keys)
+        flipped = draw_flips(host_keys, flip_probability)
+        result = torch.empty(batch.clips.shape, dtype=torch.float32, device=batch.clips.device)
+        # One by one on a CPU: what a step leaves in its cache is there for the next.
+        step = 1 if result.device.type == "cpu" else len(batch)
+        for start in range(0, len(batch), step):
+            part = slice(start, start + step)
+            clips = batch.clips[part]
+            if draws is not None:
+                clips = augmented(clips, draws[part])
+            normalize(flip(clips, flipped[part]), out=result[part])
         if erase_probability > 0:
-            random_erase(batch.clips, batch.host_keys, erase_probability)
+            random_erase(result, host_keys, erase_probability)
+        batch = batch.with_clips(result)
         return batch if mixing is None else mix(batch, mixing)
 
     return augment

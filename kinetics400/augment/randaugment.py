@@ -139,10 +139,11 @@ def augmented(clips: Tensor, draws: list[list[Draw]]) -> Tensor:
             values = [layer[place].argument for place in places]
             arguments = () if None in values else (_to_device(values, clips.device),)
             step = CPU_FRAMES if on_cpu and operation.frame_by_frame else num_frames
-            for start in range(0, num_frames, step):
-                parts = [result[place, :, start : start + step] for place in places]
-                done = operation.apply(torch.stack(parts), *arguments)
-                for part, clip in zip(parts, done.unbind(0), strict=True):
+            for frames in result.split(step, 2):
+                parts = [frames[place : place + 1] for place in places]
+                together = parts[0] if len(parts) == 1 else torch.cat(parts)
+                done = operation.apply(together, *arguments)
+                for part, clip in zip(parts, done.split(1), strict=True):
                     part.copy_(clip)
     return result
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kinetics400.augment.erase import AREA, DRAWS, erased_box
-from kinetics400.augment.flip import random_flip
+from kinetics400.augment.flip import draw_flips, flip
 from kinetics400.augment.mix import Mixing, mix, symmetric_beta
 from kinetics400.augment.randaugment import (
     MAX_MAGNITUDE,
@@ -177,12 +177,11 @@ def _official_order(ours: Tensor, theirs: Tensor, key: Tensor) -> tuple[Tensor, 
     columns = slice(box.left, box.left + box.width)
     crop = ours[..., rows, columns].permute(1, 2, 3, 0).contiguous().numpy()
     square = to_square(crop, 224, antialias=False).unsqueeze(0)
-    batch = Batch(square, torch.zeros(1, dtype=torch.int64), key.view(1))
     published = theirs.float()[..., rows, columns].transpose(0, 1)
     scaled = F.interpolate(published, (224, 224), mode="bilinear", align_corners=False)
-    flip = keys.uniform(key, "flip", 1).item() < 0.5
-    scaled = scaled.flip(-1) if flip else scaled
-    return random_flip(batch, 0.5)[0], scaled.transpose(0, 1).round()
+    turned = keys.uniform(key, "flip", 1).item() < 0.5
+    scaled = scaled.flip(-1) if turned else scaled
+    return flip(square, draw_flips(key.view(1), 0.5))[0], scaled.transpose(0, 1).round()
 
 
 # --- normalised clips -----------------------------------------------------------------------------

@@ -28,14 +28,14 @@ def _signed(value: int) -> int:
 
 
 def _shifted(x: Tensor, count: int) -> Tensor:
-    """Logical shift to the right (torch's on int64 is arithmetic)."""
-    return (x >> count) & ((1 << (64 - count)) - 1)
+    """Logical shift to the right (torch's on int64 is arithmetic); new memory."""
+    return (x >> count).bitwise_and_((1 << (64 - count)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shifted(x, 30)) * _signed(_MULTIPLIER_1)
-    x = (x ^ _shifted(x, 27)) * _signed(_MULTIPLIER_2)
-    return x ^ _shifted(x, 31)
+    x = _shifted(x, 30).bitwise_xor_(x).mul_(_signed(_MULTIPLIER_1))
+    x = _shifted(x, 27).bitwise_xor_(x).mul_(_signed(_MULTIPLIER_2))
+    return _shifted(x, 31).bitwise_xor_(x)
 
 
 def combine(*parts: int | Tensor) -> Tensor:
@@ -67,19 +67,20 @@ def sample_key(seed: int, epoch: int, slot: int, repeat: int = 0) -> Tensor:
     return torch.tensor(_signed(_combine_one(seed, epoch, slot, repeat)))
 
 
-def bits(keys: Tensor, stream: str, n: int) -> Tensor:
+def bits(keys: Tensor, stream: str, n: int, *, skip: int = 0) -> Tensor:
     """`n` random 64-bit integers per key.
 
     Args:
         keys: int64 of any shape.
         stream: what the numbers are for; different streams are independent.
         n: how many per key.
+        skip: how many to leave out before them.
 
     Returns:
         int64 of shape (*keys.shape, n), on the keys' device.
     """
     start = combine(keys, zlib.crc32(stream.encode()))
-    counter = torch.arange(1, n + 1, device=keys.device) * _signed(_GOLDEN)
+    counter = torch.arange(skip + 1, skip + n + 1, device=keys.device) * _signed(_GOLDEN)
     return _mix(start.unsqueeze(-1) + counter)
 
 

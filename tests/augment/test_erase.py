@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from kinetics400.augment.erase import DRAWS, erased_box, normal_noise, random_erase
+from kinetics400.augment.erase import CPU_PAIRS, DRAWS, erased_box, normal_noise, random_erase
 from kinetics400.data import keys
 
 HEIGHT, WIDTH = 24, 32
@@ -102,7 +103,19 @@ def test_noise_is_normal_and_uncorrelated() -> None:
     assert abs(inside - math.erf(2**-0.5)) < 0.005
 
 
+def test_noise_is_box_and_mullers_of_the_keys_bits() -> None:
+    """In float64 and in one piece; more pairs than a CPU takes at a time, and half of one."""
+    count = 4 * CPU_PAIRS + 7
+    bits = keys.bits(torch.tensor(11), "erase noise", count // 2 + 1).numpy().view(np.uint64)
+    high = ((bits >> 32) ^ 2**31).astype(np.float64) + 1  # as if signed, from the least on
+    turn = (bits & (2**32 - 1)).astype(np.float64) * (2 * np.pi * 2.0**-32)
+    radius = np.sqrt(-2 * np.log(high * 2.0**-32))
+    expected = np.concatenate((radius * np.cos(turn), radius * np.sin(turn)))[:count]
+    # Where the logarithm's number is next to 1, float32 has few digits of the radius.
+    np.testing.assert_allclose(normal_noise(torch.tensor(11), count), expected, atol=1e-3)
+
+
 @pytest.mark.parametrize("bits", [-(2**63), -1, 0, 2**63 - 1])
 def test_noise_never_overflows(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "bits", lambda *_: torch.tensor([bits]))
+    monkeypatch.setattr(keys, "bits", lambda *_, **__: torch.tensor([bits]))
     assert normal_noise(torch.tensor(1), 2).isfinite().all()

@@ -2,13 +2,17 @@
 
 import torch
 
-from kinetics400.augment.flip import random_flip
+from kinetics400.augment.flip import draw_flips, flip
 from kinetics400.batch import Batch
 
 
 def batch(n: int, *, seed: int = 0) -> Batch:
     clips = torch.randint(256, (n, 3, 2, 4, 5), generator=torch.Generator().manual_seed(seed))
     return Batch(clips.to(torch.uint8), torch.arange(n), torch.arange(n) + 1000)
+
+
+def random_flip(batch: Batch, probability: float) -> torch.Tensor:
+    return flip(batch.clips, draw_flips(batch.host_keys, probability))
 
 
 def mirrored(clip: torch.Tensor) -> torch.Tensor:

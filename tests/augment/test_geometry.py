@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kinetics400.augment.geometry import CPU_FRAMES, CPU_ROWS, FRAMES_AT_ONCE
 from kinetics400.augment.randaugment import OPERATIONS
 from kinetics400.bench.augment_peers import timm_operation, to_clip, to_images
 
@@ -37,6 +38,38 @@ def test_pixels_are_pils(name: str, size: tuple[int, int]) -> None:
         difference = (result.int() - expected.int()).abs()
         assert difference.max() <= 1
         assert difference.count_nonzero() <= max(FEW, SHARE * difference.numel()), argument
+
+
+FAR = {
+    "Rotate": [180.0, -91.3],
+    "ShearX": [1.7, -2.3],
+    "ShearY": [1.7, -2.3],
+    "TranslateXRel": [0.9971, -1.3, 40.0],
+    "TranslateYRel": [0.9971, -1.3, 40.0],
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_far_moves_are_pils(name: str) -> None:
+    """Beyond what a magnitude means, up to nothing of the clip left."""
+    clips = noise(len(FAR[name]), 3, 2, 33, 47)
+    for clip, argument, result in zip(clips, FAR[name], ours(name, clips, FAR[name]), strict=True):
+        expected = to_clip(timm_operation(name, to_images(clip), argument))
+        difference = (result.int() - expected.int()).abs()
+        assert difference.max() <= 1
+        assert difference.count_nonzero() <= max(FEW, SHARE * difference.numel()), argument
+
+
+@pytest.mark.parametrize("shape", [(1, 97, 93), (FRAMES_AT_ONCE + 3, 41, 30)])
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_parts_are_put_together(name: str, shape: tuple[int, ...]) -> None:
+    """One frame, of more places than a CPU takes at a time; more frames than a table has."""
+    clips = noise(1, 3, *shape)
+    result, argument = ours(name, clips, ARGUMENTS[name][1:2])[0], ARGUMENTS[name][1]
+    difference = (result.int() - to_clip(timm_operation(name, to_images(clips[0]), argument))).abs()
+    assert difference.max() <= 1
+    assert difference.count_nonzero() <= SHARE * difference.numel()
+    assert shape[1] * shape[2] > CPU_ROWS or shape[0] > FRAMES_AT_ONCE > CPU_FRAMES
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

@@ -14,7 +14,7 @@ MODES = ("batch", "pair", "elem")
 
 def batch(count: int, first_key: int = 0) -> Batch:
     numbers = torch.Generator().manual_seed(1)
-    clips = torch.randn(count, 3, 2, HEIGHT, WIDTH, generator=numbers)
+    clips = torch.randn(count, 3, 5, HEIGHT, WIDTH, generator=numbers)
     labels = torch.randint(CLASSES, (count,), generator=numbers)
     return Batch(clips, labels, torch.arange(count) + first_key)
 

@@ -88,6 +88,11 @@ def test_more_numbers_continue_fewer() -> None:
     assert torch.equal(keys.bits(sample, "x", 20)[:7], keys.bits(sample, "x", 7))
 
 
+def test_numbers_left_out_are_the_first() -> None:
+    some = torch.tensor([3, -8])
+    assert torch.equal(keys.bits(some, "clip", 5, skip=3), keys.bits(some, "clip", 8)[:, 3:])
+
+
 def test_nothing_has_state() -> None:
     sample = keys.sample_key(1, 1, 1)
     first = keys.uniform(sample, "clip", 3)
