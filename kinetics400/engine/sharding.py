@@ -1,4 +1,4 @@
-"""Fully sharded training (FSDP): every rank keeps some rows of each weight and of what goes with it.
+"""Fully sharded training (FSDP): a rank keeps some rows of each weight and of what goes with it.
 
 A transformer block's weights come together before it computes, forward and backward, and part again
 after; its gradients are summed to where their rows are (torch's `fully_shard`; Zhao et al. 2023,
@@ -73,9 +73,9 @@ def distribute(
             method, [name for name, _ in method.named_buffers()]
         )
         return method
-    # Shards and sums are float32, and autocast decides what computes in bfloat16, as under DDP. Were
-    # units whole in float32, it would keep a bfloat16 copy of each until the backward pass. The few
-    # weights outside of them can afford it.
+    # Shards and sums are float32, and autocast casts what computes in bfloat16, as under DDP. From
+    # units in float32 it would keep a bfloat16 copy each until the backward pass, so these come in
+    # bfloat16. The few weights outside of them do not matter.
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     is_mixed = fabric.strategy.precision.precision == "bf16-mixed"
     units_policy = replace(policy, param_dtype=torch.bfloat16) if is_mixed else policy

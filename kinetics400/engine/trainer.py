@@ -207,7 +207,8 @@ def _warm_up(
     """Let DDP arrange its buckets, which it does after its first gradients.
 
     Until then it sums them in another order: without this, a resumed run with four ranks differs
-    from an uninterrupted one in the last bits. Weights and generators stay as they are.
+    from an uninterrupted one in the last bits. Weights and generators stay as they are. (Sharded
+    training could do without.)
     """
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
