@@ -110,6 +110,9 @@ def compile_method(method: Method) -> None:
         # The method itself, not what Fabric wraps around it: DDP's own forward is no whole graph.
         # Within DDP the graph is cut where gradients are exchanged, so that both overlap.
         method.compile(fullgraph=True, dynamic=False)
+    # All blocks share one code, and each of another drop path rate is another graph of it.
+    limit = max(torch._dynamo.config.recompile_limit, 2 * len(units))
+    torch._dynamo.config.recompile_limit = limit
     for unit in units:
         unit.forward = torch.compile(unit.forward, fullgraph=True, dynamic=False)
 

@@ -1,4 +1,4 @@
-"""`--strategy fsdp` is the same run: losses, samples and checkpoints of `ddp` and of one process."""
+"""`--strategy fsdp` is the same run: losses and checkpoints of `ddp` and of one process."""
 
 import hashlib
 import json
@@ -163,5 +163,7 @@ def test_a_run_of_one_process_goes_on_sharded(runs: Runs) -> None:
     shutil.rmtree(runs["pretrain, then fsdp"] / "model")
     runs.several(("pretrain, then fsdp", "pretrain", FSDP, 0))
     assert_alike(runs["pretrain, then fsdp"], runs["pretrain"])
-    steps = [json.loads(line)["step"] for line in (runs["pretrain, then fsdp"] / "metrics.jsonl").open()]
+    steps = [
+        json.loads(line)["step"] for line in (runs["pretrain, then fsdp"] / "metrics.jsonl").open()
+    ]
     assert steps == [1, 2, 3, 4, 5, 6]
