@@ -76,7 +76,7 @@ def distribute(
     # Shards and sums are float32, and autocast casts what computes in bfloat16, as under DDP. From
     # units in float32 it would keep a bfloat16 copy each until the backward pass, so these come in
     # bfloat16. The few weights outside of them do not matter.
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     is_mixed = fabric.strategy.precision.precision == "bf16-mixed"
     units_policy = replace(policy, param_dtype=torch.bfloat16) if is_mixed else policy
     # One dimension over all ranks takes their own group, with its --rank_timeout.

@@ -46,6 +46,7 @@ from kinetics400.models.vit import DecoderConfig, VitConfig, transformer_blocks
 VIT = VitConfig(embed_dim=24, depth=3, num_heads=2, image_size=16, patch_size=8, num_frames=4)
 DEEP = replace(VIT, depth=10, drop_path_rate=0.2)  # more graphs than torch makes unasked
 DECODER = DecoderConfig(embed_dim=18, depth=1, num_heads=2)
+LAST = "decoder.head.weight"
 CPU = torch.device("cpu")
 # What reads a tensor's value on the host: it would wait for a GPU.
 READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero")
@@ -133,16 +134,34 @@ def share_of(rank: Any) -> range:
     return range(4 * rank.global_rank, 4 * rank.global_rank + 4)
 
 
+def noting(real: Callable[..., Any], seen: set[str]) -> Callable[..., Any]:
+    """The same function, which writes down the type of what it is given."""
+
+    def call(*args: Any, **named: Any) -> Any:
+        seen.add(str((named["input"] if "input" in named else args[1]).dtype))
+        return real(*args, **named)
+
+    return call
+
+
 def train(rank: Any, precision: str, optimizer: str, max_norm: float | None) -> dict[str, Any]:
     """Four steps of two ranks with four clips each, and of one with all eight."""
     ours, theirs = (
         Trained(rank, sharded=sharded, precision=precision, optimizer=optimizer)
         for sharded in (True, False)
     )
+    exchanged: dict[str, set[str]] = {"all_gather": set(), "reduce_scatter": set()}
+    for kind, seen in exchanged.items():
+        for ending in ("_single", "_into_tensor", "_tensor"):  # torch has given them new names
+            if real := getattr(torch.distributed, kind + ending, None):
+                setattr(torch.distributed, kind + ending, noting(real, seen))
     for step in range(4):
         ours.update(step, ours.backward(step, share_of(rank)), max_norm)
         theirs.update(step, theirs.backward(step, range(8)), max_norm)
+    group = ours.model.get_parameter(LAST).device_mesh.get_group()
     return {
+        "exchanged": [sorted(seen) for seen in exchanged.values()],
+        "has own group": group is not torch.distributed.group.WORLD,
         "norms": torch.stack(ours.norms),
         "expected norms": torch.stack(theirs.norms),
         "state": ours.state(),
@@ -171,6 +190,9 @@ def look(rank: Any) -> dict[str, Any]:
 
     loss = one.backward(2, share_of(rank))
     one.update(2, loss * (math.nan if rank.global_rank == 1 else 1.0))
+    loss = one.backward(3, share_of(rank))
+    spoil(one.model.get_parameter(LAST).grad, rank)
+    one.update(3, loss)
     after = one.state()
     found["skipped"] = [
         same(of_kind(kind, before), of_kind(kind, after)) for kind in ("weight ", "moment ")
@@ -203,9 +225,7 @@ def look(rank: Any) -> dict[str, Any]:
     found["left"] = same(dict(other.method.named_parameters()), of_kind("weight ", before))
 
     DriftCheck(agreement_of_nobody(), other.model).now(7)
-    if rank.global_rank == 1:
-        with torch.no_grad():
-            other.model.get_parameter("decoder.head.weight").to_local()[0, 0] = math.nan
+    spoil(other.model.get_parameter(LAST), rank)
     try:
         require_finite_weights(other.model, 7)
     except Failure as failure:
@@ -221,6 +241,13 @@ def is_read(event: FunctionEvent) -> bool:
         in_the_kernel |= "_fused_adamw_" in parent.name
         parent = parent.cpu_parent
     return event.name in READS and not in_the_kernel
+
+
+@torch.no_grad()
+def spoil(tensor: Any, rank: Any) -> None:
+    """Put a NaN into rank 1's part."""
+    if rank.global_rank == 1:
+        tensor.to_local()[0, 0] = math.nan
 
 
 def agreement_of_nobody() -> Any:
@@ -266,6 +293,10 @@ def test_two_ranks_train_as_one_with_the_whole_model(
     for found in (one[str(way)] for one in looked):
         torch.testing.assert_close(found["norms"], found["expected norms"], **tolerance)
         assert found["norms"].unique().numel() == 4
+        float32, bfloat16 = "torch.float32", "torch.bfloat16"
+        weights = [bfloat16, float32] if precision == "bf16-mixed" else [float32]
+        assert found["exchanged"] == [weights, [float32]]
+        assert not found["has own group"]  # it would wait longer than --rank_timeout
         if max_norm is not None:
             assert found["norms"].min() > max_norm
         if precision == "32-true" and optimizer == "adamw":
@@ -286,7 +317,7 @@ def test_a_rank_holds_its_part_of_weights_moments_and_averages(
         assert found["held"] == pytest.approx([found["all"] / 2] * 3, rel=0.01)
 
 
-def test_one_ranks_bad_loss_changes_no_part(looked: list[dict[str, Any]]) -> None:
+def test_one_ranks_bad_loss_or_gradient_changes_no_part(looked: list[dict[str, Any]]) -> None:
     assert [found["skipped"] for found in looked] == [[True, True]] * 2
 
 
@@ -313,7 +344,7 @@ def test_a_spoilt_part_stops_all_ranks(looked: list[dict[str, Any]]) -> None:
 
 
 def test_sharded_blocks_are_compiled_each_by_itself(on_ranks: Callable[..., list[Any]]) -> None:
-    for found in on_ranks(compile_quickly):
+    for found in on_ranks(compile_quickly, world_size=1):
         torch.testing.assert_close(*found["norms"])
         assert len(found["made"]) == DEEP.depth + DECODER.depth
         assert all(options["fullgraph"] and not options["dynamic"] for options in found["made"])
