@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,15 @@ class Runs:
     def __getitem__(self, name: str) -> Path:
         return self._place / name
 
-    def several(self, *wanted: tuple[str, str, tuple[str, ...], int], ranks: int = 2) -> None:
-        """Run (name, command, strategy, step to stop after or 0) side by side, in processes."""
+    def several(
+        self, *wanted: tuple[str, str, tuple[str, ...], int], ranks: int = 2, prelude: str = ""
+    ) -> None:
+        """Run (name, command, more flags, step to stop after or 0) side by side, in processes."""
         started = []
-        for name, command, strategy, stop in wanted:
-            flags = (*flags_of(command, ranks), *strategy)
-            prelude = STOP.format(stop=stop) if stop else ""
-            started.append(self._start(command, self[name], *flags, prelude=prelude))
+        for name, command, more, stop in wanted:
+            flags = (*flags_of(command, ranks), *more)
+            before = prelude + (STOP.format(stop=stop) if stop else "")
+            started.append(self._start(command, self[name], *flags, prelude=before))
         try:
             for process, (name, *_, stop) in zip(started, wanted, strict=True):
                 _, err = process.communicate(timeout=240)
@@ -109,14 +111,20 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(
+def no_runs(
     start_run: Start,
     tiny_flags: tuple[str, ...],
     library: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Runs]:
-    """Whole and stopped runs, in the names of the tests; the processes side by side."""
-    runs = Runs(start_run, tmp_path_factory.mktemp("sharded"), tiny_flags, library)
+) -> Runs:
+    """None yet."""
+    return Runs(start_run, tmp_path_factory.mktemp("sharded"), tiny_flags, library)
+
+
+@pytest.fixture(scope="module")
+def runs(no_runs: Runs) -> Runs:
+    """Whole and stopped runs of two ranks, and one of one."""
+    runs = no_runs
     runs.several(
         ("pretrain fsdp", "pretrain", FSDP, 3),
         ("train ddp", "train", DDP, 0),
@@ -124,7 +132,7 @@ def runs(
         ("train fsdp, continued", "train", FSDP, 4),
     )
     runs.one("pretrain", "pretrain")
-    yield runs
+    return runs
 
 
 def test_sharded_pretraining_goes_on_in_one_process_with_the_same_losses(runs: Runs) -> None:
@@ -167,3 +175,56 @@ def test_a_run_of_one_process_goes_on_sharded(runs: Runs) -> None:
         json.loads(line)["step"] for line in (runs["pretrain, then fsdp"] / "metrics.jsonl").open()
     ]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+# --- minutes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("command", OWN)
+def test_four_ranks_continue_to_the_last_bit_and_change_their_strategy(
+    command: str, no_runs: Runs
+) -> None:
+    whole, ddp, stopped, then_ddp = (f"{command} of four, {way}" for way in ("", "d", "s", "sd"))
+    no_runs.several((whole, command, FSDP, 0), ranks=4)
+    no_runs.several((stopped, command, FSDP, 2), ranks=4)
+    no_runs.copy(stopped, then_ddp)
+    no_runs.several((stopped, command, FSDP, 0), ranks=4)
+    assert state_of(no_runs[stopped]) == state_of(no_runs[whole])
+    assert logged(no_runs[stopped]) == logged(no_runs[whole])
+    no_runs.several((then_ddp, command, DDP, 0), ranks=4)
+    assert_alike(no_runs[then_ddp], no_runs[whole])
+    no_runs.several((ddp, command, DDP, 4), ranks=4)
+    no_runs.several((ddp, command, FSDP, 0), ranks=4)
+    assert_alike(no_runs[ddp], no_runs[whole])
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("command", OWN)
+def test_compiled_blocks_have_the_losses_of_eager_ones(command: str, no_runs: Runs) -> None:
+    """With torch's own compiler, and blocks that keep their inputs only."""
+    more = (*FSDP, "--compile", "on", "--activation_checkpointing", "blocks")
+    no_runs.several((f"{command}, eager", command, FSDP, 0))
+    no_runs.several((f"{command}, compiled", command, more, 0))
+    assert_alike(no_runs[f"{command}, compiled"], no_runs[f"{command}, eager"])
+
+
+@pytest.mark.campaign
+def test_ranks_that_continue_from_different_checkpoints_are_refused(
+    no_runs: Runs, start_run: Start
+) -> None:
+    """Not from different steps: from files that differ."""
+    no_runs.several(("unlike", "pretrain", FSDP, 4))
+    unlike = (
+        "from pathlib import Path\nreal = Path.read_text\n"
+        "def read(self, *how, **more):\n"
+        "    text = real(self, *how, **more)\n"
+        "    is_other = os.environ.get('LOCAL_RANK') == '1' and self.name == 'manifest.json'\n"
+        "    return text + ' ' if is_other else text\n"
+        "Path.read_text = read\n"
+    )
+    flags = (*flags_of("pretrain", 2), *FSDP)
+    process = start_run("pretrain", no_runs["unlike"], *flags, prelude=unlike)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert "the checkpoint (rank 1)" in err
