@@ -14,7 +14,7 @@ from feeding import crf, disk, loader, loader_short
 from fidelity import curves, deviations, draws, rules
 from measured import ROOT
 from reliability import checkpoint_cost, faults, left_out
-from scaling import exchange, scaling
+from scaling import exchange, scaling, sharded_memory
 from speed import step, step_profile, step_ratios
 
 from recipes import recipes
@@ -42,6 +42,7 @@ TABLES = {
     "fidelity_curves": curves,
     "scaling": scaling,
     "exchange": exchange,
+    "sharded_memory": sharded_memory,
     "step": step,
     "step_ratios": step_ratios,
     "step_profile": step_profile,

@@ -13,7 +13,7 @@ from measured import bench
 from kinetics400.engine.optim import count_parameters
 from kinetics400.methods.videomae import VideoMAE
 from kinetics400.models.architectures import ARCHITECTURES
-from kinetics400.models.vit import VitConfig
+from kinetics400.models.vit import VitConfig, transformer_blocks
 
 # Assumed, not measured: replaced by benchmarks/results/h200 when there is one.
 MATRIX_RATE = 700e12  # bf16 products of an H100 or H200, FLOP/s; the data sheet says 989e12
@@ -22,6 +22,7 @@ BYTES_PER_GRADIENT = 4  # float32, also under autocast
 NVLINK = 300e9  # bytes per second of an exchange within a machine of 8
 NETWORKS = {"8 × 400 Gbit/s": 200e9, "100 Gbit/s": 10e9}  # between machines
 BACKWARD = 2 / 3  # of a step's computing
+STATE = 4 + 4 + 8  # bytes of a weight, its gradient and AdamW's moments, all in float32
 VIDEOS, EPOCHS = 240_436, 400
 PER_MACHINE = 8
 
@@ -78,13 +79,36 @@ def exchange() -> str:
     return f"Gradients per step in pretraining, whatever the batch: {', '.join(parts)}."
 
 
+def sharded_memory() -> str:
+    """Bytes of weights, gradients and moments on a device, by strategy; computed."""
+    lines = [
+        "| ViT | parameters, M | ddp, GB | fsdp on 8, GB | fsdp on 64, GB | of these together, GB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for size in ("small", "base", "large", "huge"):
+        method = _method(size)
+        parameters = count_parameters(method)
+        blocks = [count_parameters(block) for block in transformer_blocks(method)]
+        # Outside of blocks weights and gradients are whole in float32; of blocks the one at work
+        # and the next, in bfloat16, with the gradients of one, in bfloat16 and in float32.
+        together = (4 + 4) * (parameters - sum(blocks)) + (2 * 2 + 2 + 4) * max(blocks)
+        sharded = [STATE * parameters / devices + together for devices in (8, 64)]
+        gigabytes = " | ".join(f"{x / 1e9:.2f}" for x in (STATE * parameters, *sharded, together))
+        lines.append(f"| {size} | {parameters / 1e6:.0f} | {gigabytes} |")
+    return "\n".join(lines)
+
+
 def sizes(size: str) -> tuple[int, int]:
     """FLOPs of a clip's training, and parameters, of pretraining."""
+    method = _method(size)
+    return method.training_flops(), count_parameters(method)
+
+
+def _method(size: str) -> VideoMAE:
     one = ARCHITECTURES[size]
     config = VitConfig(embed_dim=one.embed_dim, depth=one.depth, num_heads=one.num_heads)
     with torch.device("meta"):
-        method = VideoMAE(config, one.decoder)
-    return method.training_flops(), count_parameters(method)
+        return VideoMAE(config, one.decoder)
 
 
 def _pretraining_rate() -> float:

@@ -52,6 +52,11 @@ def main(argv: Sequence[str]) -> int:
     subject, protocol = config.subject, config.protocol
     problems = Problems()
     check_dtype(config.device, problems)
+    problems.require(
+        config.device.strategy != "fsdp",
+        "--strategy fsdp is for training; each device evaluates with the whole model: leave "
+        "--strategy out",
+    )
     check_clips(config.clips, problems)
     problems.require(subject.batch_size >= 1, "--batch_size must be at least 1")
     problems.require(subject.n_worker >= 0, "--n_worker must be at least 0")

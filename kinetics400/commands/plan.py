@@ -21,6 +21,7 @@ from kinetics400.data.library import PUBLISHED_COUNTS, open_split
 from kinetics400.data.shared_memory import clip_bytes, needed_bytes, shortage
 from kinetics400.engine.optim import count_parameters
 from kinetics400.engine.schedule import warmup_cosine
+from kinetics400.engine.sharding import PRECISIONS
 from kinetics400.errors import InputError, MissingInput
 from kinetics400.methods.base import Method
 from kinetics400.models.architectures import ARCHITECTURES, model_size
@@ -126,6 +127,7 @@ def check_shared(config: RunConfig, problems: Problems) -> None:
         clip_grad is None or 0 < clip_grad < math.inf, f"--clip_grad {clip_grad} must be positive"
     )
     check_dtype(device, problems)
+    check_strategy(device, problems)
 
 
 def check_dtype(device: DeviceFlags, problems: Problems) -> None:
@@ -135,6 +137,23 @@ def check_dtype(device: DeviceFlags, problems: Problems) -> None:
         device.dtype is None or device.dtype in allowed,
         f"--dtype {device.dtype} contradicts --precision {device.precision}, which takes "
         f"{' or '.join(allowed)}",
+    )
+
+
+def check_strategy(device: DeviceFlags, problems: Problems) -> None:
+    """Check that what is to be sharded can be."""
+    if device.strategy != "fsdp":
+        return
+    problems.require(
+        num_ranks(device) > 1,
+        "--strategy fsdp spreads the model over several devices, and --n_device 1 is one: give "
+        "more, or leave --strategy out",
+    )
+    problems.require(
+        device.precision in PRECISIONS,
+        f"--strategy fsdp takes --precision {' or '.join(PRECISIONS)}, not {device.precision}: "
+        "shards are float32, and each rank would scale float16's gradients by itself. Give one of "
+        "these, or --strategy ddp",
     )
 
 
@@ -279,6 +298,11 @@ def num_ranks(device: DeviceFlags) -> int:
     return device.n_device * device.n_node
 
 
+def strategy(device: DeviceFlags) -> str:
+    """How they do, of `--strategy`."""
+    return "ddp" if device.strategy == "auto" and num_ranks(device) > 1 else device.strategy
+
+
 def missing_devices(device: DeviceFlags) -> list[str]:
     """What of the devices asked for this machine lacks.
 
@@ -405,7 +429,7 @@ def plan_as_json(run: Run) -> str:
         "training_gflops_per_clip": run.method.training_flops() / 1e9,
         "precision": config.device.precision,
         "dtype": str(input_dtype(config.device)).removeprefix("torch."),
-        "strategy": "ddp" if num_ranks(config.device) > 1 else config.device.strategy,
+        "strategy": strategy(config.device),
         "compile": is_compiled(config.device),
         "activation_checkpointing": config.device.activation_checkpointing,
         "n_device": config.device.n_device,

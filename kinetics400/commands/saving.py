@@ -13,6 +13,7 @@ from kinetics400.engine.average import WeightAverage
 from kinetics400.engine.checkpoint import save_checkpoint
 from kinetics400.engine.retention import checkpoint_bytes, note_score, require_space
 from kinetics400.errors import StorageError
+from kinetics400.methods.base import Method
 
 MOST_FAILURES = 3  # in a row
 
@@ -26,6 +27,7 @@ class Saver:
     Args:
         fabric: the ranks.
         run: whose `save_dir` is written to.
+        method: what trains.
         optimizer: of the run.
         average: of the weights, if there is one.
         agreement: of the ranks.
@@ -35,12 +37,14 @@ class Saver:
         self,
         fabric: Fabric,
         run: Run,
+        method: Method,
         optimizer: torch.optim.Optimizer,
         average: WeightAverage | None,
         agreement: Agreement,
     ) -> None:
         self._fabric = fabric
         self._run = run
+        self._method = method
         self._optimizer = optimizer
         self._average = average
         self._agreement = agreement
@@ -58,7 +62,7 @@ class Saver:
         if self._fabric.is_global_zero:
             try:
                 size = checkpoint_bytes(
-                    self._run.method, self._optimizer, has_average=self._average is not None
+                    self._method, self._optimizer, has_average=self._average is not None
                 )
                 require_space(self._root, size)
             except StorageError as caught:
@@ -83,7 +87,7 @@ class Saver:
                 self._fabric,
                 self._root,
                 step=step,
-                method=run.method,
+                method=self._method,
                 optimizer=self._optimizer,
                 agreed=run.agreed(),
                 agreement=self._agreement,

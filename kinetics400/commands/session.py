@@ -12,7 +12,6 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
-from torch.nn.parallel import DistributedDataParallel
 
 from kinetics400 import __version__
 from kinetics400.augment.pipeline import Augment
@@ -26,6 +25,7 @@ from kinetics400.commands.plan import (
     accelerator,
     is_compiled,
     num_ranks,
+    strategy,
 )
 from kinetics400.commands.saving import Saver
 from kinetics400.commands.telling import describe, mention_originals, say
@@ -60,11 +60,18 @@ from kinetics400.engine.matrix_rate import matrix_rate
 from kinetics400.engine.optim import build_optimizer
 from kinetics400.engine.ranks import fail_fast, meet_again
 from kinetics400.engine.restarts import require_progress
+from kinetics400.engine.sharding import (
+    ShardedStrategy,
+    collect,
+    collected,
+    distribute,
+    with_parameters,
+)
 from kinetics400.engine.trainer import Plan, fit
 from kinetics400.engine.updates import require_finite_weights
 from kinetics400.errors import Failure, InputError
 from kinetics400.methods.base import Method
-from kinetics400.models.vit import checkpoint_blocks
+from kinetics400.models.vit import checkpoint_blocks, transformer_blocks
 
 RANK_0 = "KINETICS400_RANK_0"  # where its children find its process id
 START_SECONDS = 300  # in which all processes must have come: their machines may be slow to import
@@ -174,17 +181,15 @@ def launch(device: DeviceFlags) -> Fabric:
     on = accelerator(device.accelerator)
     patience = max(START_SECONDS, device.rank_timeout)
     meet_again(os.environ, backend="nccl" if on == "cuda" else "gloo", timeout=patience)
-    strategy: DDPStrategy | str = "auto"
-    if num_ranks(device) > 1:
-        strategy = DDPStrategy(
-            gradient_as_bucket_view=True,
-            timeout=timedelta(seconds=patience),
-        )
+    strategies: dict[str, DDPStrategy | str] = {
+        "ddp": DDPStrategy(gradient_as_bucket_view=True, timeout=timedelta(seconds=patience)),
+        "fsdp": ShardedStrategy(timeout=timedelta(seconds=patience)),
+    }
     fabric = Fabric(
         accelerator=on,
         devices=device.n_device,
         num_nodes=device.n_node,
-        strategy=strategy,
+        strategy=strategies[strategy(device)] if num_ranks(device) > 1 else "auto",
         precision=device.precision,
         # Fabric itself would take a SLURM job for tasks that SLURM has started.
         plugins=[TorchElasticEnvironment() if is_torchrun(os.environ) else LightningEnvironment()],
@@ -271,19 +276,18 @@ def _train(
     checkpoint: Checkpoint | None,
     evaluate: Callable[[Fabric, Method], Mapping[str, float]] | None,
 ) -> None:
-    config, schedule, method = run.config, run.schedule, run.method
+    config, schedule = run.config, run.schedule
     flags, save_dir = config.optimization, config.saving.save_dir
     if config.device.activation_checkpointing == "blocks":
-        checkpoint_blocks(method)
+        checkpoint_blocks(run.method)
+    agreement = Agreement(fabric, timeout=config.device.rank_timeout)
+    _require_agreement(agreement, run, checkpoint)
     start_step = checkpoint.step if checkpoint is not None else 0
-    fabric.to_device(method)
-    # All buffers are constants: ranks need not tell each other at every step.
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-        method, [name for name, _ in method.named_buffers()]
-    )
+    method = distribute(fabric, run.method, transformer_blocks)
+    groups = with_parameters(run.groups, method)
     # The fused kernel unscales fp16 gradients itself, and then they cannot be clipped before.
     fused = not (config.device.precision == "16-mixed" and flags.clip_grad is not None)
-    optimizer = build_optimizer(run.optimizer, run.groups, betas=run.betas, fused=fused)
+    optimizer = build_optimizer(run.optimizer, groups, betas=run.betas, fused=fused)
     average = None if run.ema_decay is None else WeightAverage(method, run.ema_decay)
     # Dropout and drop path differ between ranks; what belongs to a sample comes from its key.
     seed_generators(int(keys.combine(config.run.seed, fabric.global_rank)))
@@ -292,23 +296,25 @@ def _train(
         means = load_checkpoint(
             fabric, checkpoint, method=method, optimizer=optimizer, average=average
         )
-    agreement = Agreement(fabric, timeout=config.device.rank_timeout)
-    _require_agreement(agreement, run, start_step)
     drift = DriftCheck(agreement, method)
     interruption = Interruption(agreement, save_minutes=config.saving.save_minutes)
-    saver = Saver(fabric, run, optimizer, average, agreement)
+    saver = Saver(fabric, run, method, optimizer, average, agreement)
     saver.require_space()
 
     def save(step: int, means: Mapping[str, torch.Tensor]) -> None:
         drift.now(step)
-        require_finite_weights(method, step)  # of all ranks, as they are the same
+        require_finite_weights(method, step)  # of all ranks alike
         saver(step, means)
         interruption.saved()
 
     def scored(step: int) -> Mapping[str, float]:
         assert evaluate is not None
-        with interruption.impatient(), average.applied() if average else nullcontext():
-            values = evaluate(fabric, method)
+        with (
+            interruption.impatient(),
+            average.applied() if average else nullcontext(),
+            collected(method, run.method, fabric.device),
+        ):
+            values = evaluate(fabric, run.method)
         saver.evaluated(step, values["val_top1_acc"])
         return values
 
@@ -364,9 +370,10 @@ def _train(
         )
     if average is not None:
         average.apply()
+    collect(method, run.method, fabric.device)
 
 
-def _require_agreement(agreement: Agreement, run: Run, start_step: int) -> None:
+def _require_agreement(agreement: Agreement, run: Run, checkpoint: Checkpoint | None) -> None:
     """Make sure that all ranks are about to do the same.
 
     Raises:
@@ -377,8 +384,8 @@ def _require_agreement(agreement: Agreement, run: Run, start_step: int) -> None:
         **run.agreed(),
         "batch_size": flags.batch_size,
         "accumulate": flags.accumulate,
-        "the checkpoint's step": start_step,
-        "the weights": checksum(run.method),
+        "the checkpoint": checkpoint and (checkpoint.folder / "manifest.json").read_text(),
+        "the weights": checkpoint is None and checksum(run.method),
         "the versions": (__version__, torch.__version__),
     }
     if unlike := agreement.disagreements(facts):

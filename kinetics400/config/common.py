@@ -134,8 +134,10 @@ class DeviceFlags:
     """Lightning Fabric's precision: type of the weights, or `mixed` for autocast."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type in which clips reach the model. Default: the precision's own."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """How several devices train together; auto is ddp where there are several."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several devices train together. ddp: each holds the whole model. fsdp: each holds a part
+    of weights, gradients and moments, for models that do not fit otherwise (docs/scaling.md). auto
+    is ddp where there are several."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile model and loss into one graph (torch.compile), which takes a minute or two at the
     start and makes steps faster. auto does so on CUDA."""

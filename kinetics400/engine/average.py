@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from kinetics400.engine.sharding import put
+
 
 class WeightAverage:
     """Averages of a module's parameters, in float32 whatever theirs is.
@@ -53,13 +55,12 @@ class WeightAverage:
         return dict(self._averages)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put averages back.
+        """Put averages back, whole ones.
 
         Raises:
             KeyError: a parameter has none.
         """
-        for name, average in self._averages.items():
-            average.copy_(state[name])
+        put(self._averages, state)
 
     @torch.no_grad()
     def _copy(self, values: Mapping[str, Tensor]) -> None:

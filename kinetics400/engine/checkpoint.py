@@ -1,5 +1,7 @@
 """Checkpoints of a run: safetensors and JSON, no pickle, complete or absent.
 
+Tensors are whole in it, however they are sharded, so that a run may go on in another way.
+
 <save_dir>/checkpoints/step-0000012000/   appears only by rename
     model.safetensors  optimizer.safetensors  average.safetensors (with an average of the weights)
     rank-00000.safetensors ...            random state of each rank
@@ -25,12 +27,13 @@ from kinetics400.engine.average import WeightAverage
 from kinetics400.engine.generators import random_state, restore_random_state
 from kinetics400.engine.optim import blank_state, load_optimizer_state, optimizer_state
 from kinetics400.engine.retention import drop_from_cache, prune, step_folders
+from kinetics400.engine.sharding import gathered, put
 from kinetics400.errors import InputError, StorageError
 from kinetics400.methods.base import Method
 from kinetics400.tensors import load_tensors, save_tensors
 
 SCHEMA = 1
-AVERAGE = "average.safetensors"
+MODEL, OPTIMIZER, AVERAGE = (f"{of}.safetensors" for of in ("model", "optimizer", "average"))
 DAMAGED = ".bad-"  # before the name of a checkpoint that could not be read
 _MEANS = "means."
 
@@ -87,11 +90,12 @@ def save_checkpoint(
         name = f"rank-{fabric.global_rank:05}.safetensors"
         save_tensors(temporary / name, {**random_state(), **state})
 
-    def write_shared() -> None:
-        save_tensors(temporary / "model.safetensors", method.state_dict())
-        save_tensors(temporary / "optimizer.safetensors", optimizer_state(optimizer))
-        if average is not None:
-            save_tensors(temporary / AVERAGE, average.state())
+    def write_whole(name: str, tensors: Mapping[str, Tensor]) -> None:
+        found = gathered(tensors, keep=fabric.is_global_zero)
+        if fabric.is_global_zero:
+            save_tensors(temporary / name, found)
+
+    def seal() -> None:
         state = {
             "schema": SCHEMA,
             "step": step,
@@ -121,7 +125,10 @@ def save_checkpoint(
     for on_rank_zero_only, part in (
         (True, begin),
         (False, write_rank),
-        (True, write_shared),
+        (False, lambda: write_whole(MODEL, method.state_dict())),
+        (False, lambda: write_whole(OPTIMIZER, optimizer_state(optimizer))),
+        (False, lambda: write_whole(AVERAGE, average.state()) if average else None),
+        (True, seal),
         (True, verify),
     ):
         if fabric.is_global_zero or not on_rank_zero_only:
@@ -245,8 +252,8 @@ def load_checkpoint(
         This rank's sums since the last log line; none when the number of ranks has changed.
     """
     folder = checkpoint.folder
-    method.load_state_dict(load_tensors(folder / "model.safetensors", method.state_dict()))
-    moments = load_tensors(folder / "optimizer.safetensors", blank_state(optimizer))
+    put(method.state_dict(), load_tensors(folder / MODEL, method.state_dict()))
+    moments = load_tensors(folder / OPTIMIZER, blank_state(optimizer))
     load_optimizer_state(optimizer, moments)
     if average is not None:
         average.load_state(load_tensors(folder / AVERAGE, average.state()))

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from kinetics400.engine.agreement import Agreement
+from kinetics400.engine.sharding import is_sharded
 from kinetics400.errors import Failure
 
 EVERY = 100
@@ -26,6 +27,8 @@ def checksum(module: nn.Module) -> int:
 class DriftCheck:
     """Compares the ranks' weights now and then; called by all of them together.
 
+    Sharded weights are on one rank each, and nothing to compare: they are not checked.
+
     Args:
         agreement: the ranks.
         module: whose weights are to be the same everywhere.
@@ -34,6 +37,7 @@ class DriftCheck:
     def __init__(self, agreement: Agreement, module: nn.Module) -> None:
         self._agreement = agreement
         self._module = module
+        self._has_replicas = not is_sharded(module)
         self._checked = 0
 
     def now_and_then(self, step: int) -> None:
@@ -52,6 +56,8 @@ class DriftCheck:
             Failure: the weights differ; the ranks are listed.
         """
         self._checked = step
+        if not self._has_replicas:
+            return
         sums = [one for [one] in self._agreement.gather([checksum(self._module)])]
         if len(set(sums)) == 1:
             return

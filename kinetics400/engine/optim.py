@@ -7,6 +7,8 @@ from timm.optim import Lion
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from kinetics400.engine.sharding import part_of
+
 MOMENTS: dict[type[Optimizer], tuple[str, ...]] = {
     AdamW: ("step", "exp_avg", "exp_avg_sq"),
     Lion: ("exp_avg",),
@@ -72,7 +74,7 @@ def blank_state(optimizer: Optimizer) -> dict[str, torch.Tensor]:
 
 
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, torch.Tensor]) -> None:
-    """Put the moments back.
+    """Put the moments back, whole ones.
 
     Raises:
         KeyError: a parameter has none.
@@ -80,10 +82,10 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, torch.Tensor]) -
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             optimizer.state[parameter] = {
-                moment: state[f"{name}.{moment}"].to(
-                    # Step counters live on the CPU unless the fused kernel keeps them by its side.
-                    device=parameter.device if moment != "step" or group["fused"] else "cpu"
-                )
+                moment: part_of(state[f"{name}.{moment}"], parameter)
+                if moment != "step"
+                # Step counters live on the CPU unless the fused kernel keeps them by its side.
+                else state[f"{name}.{moment}"].to(parameter.device if group["fused"] else "cpu")
                 for moment in MOMENTS[type(optimizer)]
             }
 

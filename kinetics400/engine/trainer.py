@@ -17,6 +17,7 @@ from kinetics400.engine.interruption import Decision
 from kinetics400.engine.log import RunLog
 from kinetics400.engine.meter import Meter, WaitWarning
 from kinetics400.engine.optim import set_lr
+from kinetics400.engine.sharding import compile_method, whole
 from kinetics400.engine.updates import Updates, gradient_norm
 from kinetics400.errors import Stopped
 from kinetics400.methods.base import Method
@@ -82,7 +83,7 @@ def fit(
 
     Args:
         fabric: launched; device, precision and ranks.
-        method: on the device, not yet wrapped.
+        method: what `sharding.distribute` gave: on the device, not yet wrapped.
         optimizer: over the method's parameter groups.
         batches: this rank's micro-batches from `start_step` on, on the device, with the videos that
             failed.
@@ -115,9 +116,7 @@ def fit(
             log.metrics(done, {"epoch": epoch, **evaluate(done)})
 
     if compiled:
-        # The method itself, not what Fabric wraps around it: DDP's own forward is no whole graph.
-        # Within DDP the graph is cut where gradients are exchanged, so that both overlap.
-        method.compile(fullgraph=True, dynamic=False)
+        compile_method(method)
     model, wrapped = fabric.setup(method, optimizer)
     method.train()
     data = iter(batches)
@@ -151,7 +150,7 @@ def fit(
                     model, wrapped, max_norm=plan.clip_grad, error_if_nonfinite=False
                 )
                 assert clipped is not None
-                norm = clipped
+                norm = whole(clipped)
                 meter.add({"clipped_share": (norm > plan.clip_grad).float()})
             else:
                 norm = gradient_norm(method)
@@ -208,7 +207,8 @@ def _warm_up(
     """Let DDP arrange its buckets, which it does after its first gradients.
 
     Until then it sums them in another order: without this, a resumed run with four ranks differs
-    from an uninterrupted one in the last bits. Weights and generators stay as they are.
+    from an uninterrupted one in the last bits. Weights and generators stay as they are. (Sharded
+    training could do without.)
     """
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     with torch.random.fork_rng(devices):

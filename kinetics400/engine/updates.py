@@ -12,6 +12,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kinetics400.engine.sharding import whole
 from kinetics400.errors import Failure
 
 MOST_IN_A_ROW = 3
@@ -105,7 +106,8 @@ class Updates:
 
 def gradient_norm(module: nn.Module) -> Tensor:
     """Norm of all gradients together, (); on the device."""
-    return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    return whole(nn.utils.get_total_norm(grads))
 
 
 def require_finite_weights(module: nn.Module, step: int) -> None:
@@ -114,5 +116,6 @@ def require_finite_weights(module: nn.Module, step: int) -> None:
     Raises:
         Failure: some weight is not finite.
     """
-    if not math.isfinite(nn.utils.get_total_norm(p.detach() for p in module.parameters()).item()):
+    norm = whole(nn.utils.get_total_norm(p.detach() for p in module.parameters()))
+    if not math.isfinite(norm.item()):
         raise Failure(f"weights are not finite after step {step}, and not saved. {_REMEDY}")

@@ -238,11 +238,15 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
+def transformer_blocks(model: nn.Module) -> list[Block]:
+    """All of a model's, encoder's and decoder's, in its order."""
+    return [module for module in model.modules() if isinstance(module, Block)]
+
+
 def checkpoint_blocks(model: nn.Module) -> None:
     """Have all transformer blocks keep only their inputs: less memory, a third more computing."""
-    for module in model.modules():
-        if isinstance(module, Block):
-            module.is_checkpointed = True
+    for block in transformer_blocks(model):
+        block.is_checkpointed = True
 
 
 class VisionTransformer(nn.Module):

@@ -83,6 +83,12 @@ CASES = [
     (BOTH, ["--precision", "bf16-mixed", "--dtype", "float16"], "--dtype float16 contradicts"),
     (BOTH, ["--precision", "32-true", "--dtype", "bfloat16"], "--precision 32-true, which takes"),
     (BOTH, ["--precision", "bf16-true", "--dtype", "float32"], "--dtype float32 contradicts"),
+    (BOTH, ["--strategy", "fsdp"], "--strategy fsdp spreads the model over several devices, and"),
+    (
+        BOTH,
+        ["--strategy", "fsdp", "--n_device", "2", "--precision", "bf16-true"],
+        "--strategy fsdp takes --precision 32-true or bf16-mixed, not bf16-true",
+    ),
     (BOTH, ["--precision", "half"], "half"),
     (("pretrain",), ["--mask_ratio", "0"], "--mask_ratio 0.0 must lie between 0 and 1"),
     (("pretrain",), ["--mask_ratio", "1"], "--mask_ratio 1.0 must lie between 0 and 1"),

@@ -574,6 +574,10 @@ def test_views_that_nobody_publishes_are_allowed(model: Path, evaluated: Evaluat
     assert (results["views"], results["official"]) == ("2x4", False)
 
 
+def test_sharding_what_only_training_shards(model: Path, refused: Callable[..., str]) -> None:
+    assert "--strategy fsdp is for training" in refused(model, "--strategy", "fsdp")
+
+
 def test_a_pretraining_model(tmp_path: Path, refused: Callable[..., str]) -> None:
     method = VideoMAE(VIT, TINY.decoder, mask_ratio=0.5, norm_pix_loss=True)
     folder = tmp_path / "pretrained"

@@ -166,6 +166,21 @@ def test_warmup_and_steps(
     assert epochs == {"pretrain": 40, "train": 5}[name]
 
 
+@pytest.mark.parametrize(
+    ("flags", "strategy"),
+    [
+        (("--n_device", "8"), "ddp"),
+        (("--n_device", "8", "--strategy", "fsdp"), "fsdp"),
+        (("--strategy", "ddp"), "ddp"),
+        ((), "auto"),
+    ],
+)
+def test_a_plan_says_the_strategy(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], strategy: str
+) -> None:
+    assert plan_of(capsys, "pretrain", *flags)["strategy"] == strategy
+
+
 @pytest.mark.parametrize("name", ["pretrain", "train"])
 def test_a_plan_counts_the_data_that_is_there(
     library: Path, capsys: pytest.CaptureFixture[str], name: str

@@ -24,13 +24,12 @@ def _as_rank(rank: int, world_size: int, folder: Path, act: Callable[[Fabric], A
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture
-def on_ranks(tmp_path: Path) -> Callable[..., list[Any]]:
+@pytest.fixture(scope="session")
+def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
     """Call a function of the test's module on several ranks; what it returns, by rank."""
 
     def run(act: Callable[[Fabric], Any], world_size: int = 2) -> list[Any]:
-        folder = tmp_path / "ranks"
-        folder.mkdir()
+        folder = tmp_path_factory.mktemp("ranks")
         torch.multiprocessing.spawn(_as_rank, (world_size, folder, act), nprocs=world_size)
         return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
 
