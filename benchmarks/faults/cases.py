@@ -95,6 +95,15 @@ CASES = (
         "__import__('torch').utils.data.get_worker_info(), 'id', 0), *more)",
     ),
     Case(
+        "5e", "the same, sharded (fsdp), two and four ranks; another strategy at a resume",
+        "files of the checkpoint are equal; under another strategy losses within 1e-4",
+        ("commands/test_sharded_runs.py",),
+        f"{CHECKPOINT}:restore_random_state=lambda state: None",
+        control_tests=(
+            "commands/test_sharded_runs.py::test_a_sharded_run_continues_to_the_last_bit",
+        ),
+    ),
+    Case(
         "6", "saving at every step",
         "changes nothing in the run",
         ("engine/test_checkpoint.py::test_saving_does_not_disturb_the_generators",),
