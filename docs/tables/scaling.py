@@ -82,7 +82,8 @@ def exchange() -> str:
 def sharded_memory() -> str:
     """Bytes of weights, gradients and moments on a device, by strategy; computed."""
     lines = [
-        "| ViT | parameters, M | ddp, GB | fsdp on 8, GB | fsdp on 64, GB | of these together, GB |",
+        "| ViT | parameters, M | ddp, GB | fsdp on 8, GB | fsdp on 64, GB "
+        "| of these together, GB |",
         "|---|---|---|---|---|---|",
     ]
     for size in ("small", "base", "large", "huge"):
