@@ -60,6 +60,10 @@ def main(argv: Sequence[str]) -> int:
     check_clips(config.clips, problems)
     problems.require(subject.batch_size >= 1, "--batch_size must be at least 1")
     problems.require(subject.n_worker >= 0, "--n_worker must be at least 0")
+    problems.require(
+        0 < subject.decode_timeout < math.inf,
+        f"--decode_timeout {subject.decode_timeout} must be a positive number of seconds",
+    )
     segments_crops = problems.catch(lambda: parse_views(protocol.views))
     if subject.output_dir is not None:
         problems.catch(partial(check_output_dir, subject.output_dir))
@@ -80,10 +84,12 @@ def main(argv: Sequence[str]) -> int:
     fabric = launch(config.device)
     about = what_decides(config, method, videos)  # before the precision's changes
     fabric.setup_module(method)  # moves it and sets its precision, in place
-    kept = guard = None
+    guard = VideoGuard(
+        subject.output_dir, num_workers=subject.n_worker, timeout=subject.decode_timeout
+    )
+    kept = None
     if subject.output_dir is not None:
         kept = KeptScores(subject.output_dir, fabric, about)
-        guard = VideoGuard(subject.output_dir, num_workers=subject.n_worker)
         if kept.done and fabric.is_global_zero:
             say(f"continuing: {len(kept.done):,} of {len(videos):,} videos are scored already")
     started = time.monotonic()

@@ -85,6 +85,7 @@ class VideoGuard:
                 for one in watch.culprits
             ]
             if self._file is not None and found:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
                 append_json_lines(self._file, [asdict(row) for row in found])
             new = self._rows()[len(self._known) :] if self._file is not None else found
             if new and os.environ.get("LOCAL_RANK", "0") != "0":

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from kinetics400.config.common import DeviceFlags, LabelledClipFlags
+from kinetics400.data.watch import DECODE_TIMEOUT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,9 @@ class SubjectFlags:
     """Clips per device that go through the model at once."""
     n_worker: int = 8
     """Processes per device that decode videos; 0 decodes in this process."""
+    decode_timeout: float = DECODE_TIMEOUT
+    """Seconds after which a worker counts as hung over a video: with --output_dir the repeated
+    command continues without the video."""
     output_dir: Path | None = None
     """Where to leave results.json, predictions.csv, per_class.csv and confusion.csv, and scores
     meanwhile, so that a repeated command continues. Default: nothing is written."""

@@ -5,7 +5,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +65,13 @@ class KeptScores:
         self._file = self._folder / f"rank-{fabric.global_rank:05}.jsonl"
         self._unsaved: list[Scored] = []
         self._flushed = time.monotonic()
+        self._head = {"about": dict(about)}
         found: dict[int, Scored] = {}
-        head = {"about": dict(about)}
-        if fabric.is_global_zero:
+        if fabric.is_global_zero and self._folder.is_dir():
             with disk_errors(f"preparing {self._folder}"):
-                self._folder.mkdir(parents=True, exist_ok=True)
                 for file in sorted(self._folder.iterdir()):
                     first, *rows = read_json_lines(file) or [{}]
-                    if first == head:
+                    if first == self._head:
                         found |= {row["index"]: _from_row(row) for row in rows}
                     else:
                         file.unlink()
@@ -80,9 +79,6 @@ class KeptScores:
         """Known before, on rank 0, which speaks for all."""
         self.done: set[int] = fabric.broadcast(set(found))
         """Places of the videos that are scored already."""
-        if not self._file.exists():
-            self._folder.mkdir(parents=True, exist_ok=True)  # on another machine, perhaps
-            append_json_lines(self._file, [head])
 
     def known(self) -> list[Scored]:
         """What was scored before, for rank 0 to count; nothing on the others."""
@@ -91,10 +87,12 @@ class KeptScores:
     def add(self, scored: list[Scored]) -> None:
         """Take in what was scored; it is on the disk within half a minute.
 
+        Failures are left out: who repeats the command may have mended them.
+
         Raises:
             StorageError: the disk is full, read-only or failing.
         """
-        self._unsaved += scored
+        self._unsaved += [one for one in scored if one.failure is None]
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self.flush()
 
@@ -104,14 +102,17 @@ class KeptScores:
         Raises:
             StorageError: the disk is full, read-only or failing.
         """
-        append_json_lines(self._file, map(_to_row, self._unsaved))
+        if self._unsaved:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            head = [] if self._file.exists() else [self._head]
+            append_json_lines(self._file, [*head, *map(_to_row, self._unsaved)])
         self._unsaved.clear()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Forget everything: the report is written."""
         self._fabric.barrier()
-        if self._fabric.is_global_zero:
+        if self._fabric.is_global_zero and self._folder.is_dir():
             shutil.rmtree(self._folder)
 
 
@@ -120,11 +121,9 @@ def _to_row(scored: Scored) -> dict[str, Any]:
         "index": scored.index,
         "label": scored.label,
         "scores": base64.b64encode(scored.scores.numpy().tobytes()).decode(),
-        "failure": None if scored.failure is None else asdict(scored.failure),
     }
 
 
 def _from_row(row: Mapping[str, Any]) -> Scored:
     scores = np.frombuffer(base64.b64decode(row["scores"]), np.float64)
-    failure = None if row["failure"] is None else Unreadable(**row["failure"])
-    return Scored(row["index"], row["label"], torch.from_numpy(scores.copy()), failure)
+    return Scored(row["index"], row["label"], torch.from_numpy(scores.copy()))

@@ -264,7 +264,7 @@ def test_22_a_hanging_video_of_the_validation_is_named_and_then_counted_wrong(
 
     # The same of `evaluate`, which remembers the video beside its results.
     flags = ["--checkpoint", str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")]
-    flags += ["--accelerator", "cpu", "--n_worker", "1"]
+    flags += ["--accelerator", "cpu", "--n_worker", "1", "--decode_timeout", "1"]
     assert run_command("evaluate", flags) == 75
     assert "val video 'val_03.mp4' (hung" in capfd.readouterr().err
     assert run_command("evaluate", flags) == 0

@@ -568,6 +568,11 @@ def test_views_that_do_not_exist(model: Path, refused: Callable[..., str], views
     )
 
 
+@pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan"])
+def test_a_timeout_that_is_none(model: Path, refused: Callable[..., str], seconds: str) -> None:
+    assert "--decode_timeout" in refused(model, f"--decode_timeout={seconds}")
+
+
 def test_views_that_nobody_publishes_are_allowed(model: Path, evaluated: Evaluated) -> None:
     """Four crops along the long side are well defined; only the result is not official."""
     results = evaluated(model, "--views", "2x4")

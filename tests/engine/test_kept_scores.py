@@ -192,8 +192,18 @@ def test_an_error_leaves_what_was_scored_before(
     assert rest.num_seen == VIEWS * (VIDEOS - len(DAMAGED)) - 300
 
 
+def test_failures_are_tried_again(tmp_path: Path, whole: Evaluation) -> None:
+    """The data folder may be back, or a video repaired."""
+    fabric: Any = Ranks()
+    run(tmp_path, fabric, Counting(), ABOUT)
+    assert KeptScores(tmp_path, fabric, ABOUT).done == {*range(VIDEOS)} - {*DAMAGED}
+
+
 def test_closing_leaves_nothing(tmp_path: Path) -> None:
     fabric: Any = Ranks()
+    KeptScores(tmp_path, fabric, ABOUT).close()  # nothing was scored
+    run(tmp_path, fabric, Counting(), ABOUT)
+    assert [path.name for path in tmp_path.iterdir()] == [FOLDER]
     KeptScores(tmp_path, fabric, ABOUT).close()
     assert list(tmp_path.iterdir()) == []
 
