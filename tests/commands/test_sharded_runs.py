@@ -95,7 +95,7 @@ class Runs:
             started.append(self._start(command, self[name], *flags, prelude=before))
         try:
             for process, (name, *_, stop) in zip(started, wanted, strict=True):
-                _, err = process.communicate(timeout=240)
+                _, err = process.communicate(timeout=400)
                 assert process.returncode == (75 if stop else 0), (name, err)
         finally:
             for process in started:
