@@ -97,7 +97,7 @@ CASES = (
     Case(
         "5e", "the same, sharded (fsdp), two and four ranks; another strategy at a resume",
         "files of the checkpoint are equal; under another strategy losses within 1e-4",
-        ("commands/test_sharded_runs.py",),
+        ("commands/test_sharded_runs.py", "engine/test_sharding.py"),
         f"{CHECKPOINT}:restore_random_state=lambda state: None",
         control_tests=(
             "commands/test_sharded_runs.py::test_a_sharded_run_continues_to_the_last_bit",

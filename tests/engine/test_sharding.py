@@ -344,6 +344,7 @@ def test_a_spoilt_part_stops_all_ranks(looked: list[dict[str, Any]]) -> None:
     assert all("not finite after step 7" in found["spoilt"] for found in looked)
 
 
+@pytest.mark.campaign  # the compiler takes its time
 def test_sharded_blocks_are_compiled_each_by_itself(on_ranks: Callable[..., list[Any]]) -> None:
     for found in on_ranks(compile_quickly, world_size=1):
         torch.testing.assert_close(*found["norms"])
