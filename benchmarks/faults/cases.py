@@ -216,8 +216,8 @@ CASES = (
         only="24_",
     ),
     Case(
-        "25", "three epochs of 246,535 videos; 20,000 decoded clips",
-        "the private memory of a worker grows by no more than 5 MiB",
+        "25", "three epochs of 246,535 videos",
+        "a worker's private memory is within 5 MiB of that for a list of 512, and stays there",
         ("faults/test_memory.py",),
         "kinetics400.data.annotations:PackedText.pack=list",
         control_tests=("faults/test_memory.py::test_three_epochs_of_all_videos",),
@@ -290,6 +290,8 @@ CASES = (
 
 LEFT_OUT = {
     "13, 14 on NCCL": "needs GPUs: its watchdog notices instead of the closed connection",
+    "25, decoding": "a worker's private memory rises by some 20 MiB over its first 25,000 clips and "
+    "then stays (40,000 watched by hand); no test bounds it yet",
     "29, skipping": "a step whose gradient is too large is clipped, as published; leaving it out "
     "would be another rule",
 }
