@@ -290,7 +290,7 @@ CASES = (
 
 LEFT_OUT = {
     "13, 14 on NCCL": "needs GPUs: its watchdog notices instead of the closed connection",
-    "25, decoding": "a worker's private memory rises by some 20 MiB over its first 25,000 clips and "
+    "25, decoding": "a worker takes some 20 MiB more over its first 25,000 decoded clips and "
     "then stays (40,000 watched by hand); no test bounds it yet",
     "29, skipping": "a step whose gradient is too large is clipped, as published; leaving it out "
     "would be another rule",

@@ -8,6 +8,7 @@ import re
 
 from accuracies import demo, inherited
 from augmentation import augment_cost, augment_draws, augment_pixels
+from broken import broken_frames
 from clusters import cluster
 from doctor import doctor_reasons, doctor_speed
 from feeding import crf, disk, loader, loader_short
@@ -30,6 +31,7 @@ TABLES = {
     "augment_draws": augment_draws,
     "augment_cost": augment_cost,
     "cluster": cluster,
+    "broken_frames": broken_frames,
     "doctor_reasons": doctor_reasons,
     "doctor_speed": doctor_speed,
     "recipes": recipes,
