@@ -26,7 +26,8 @@ def faults() -> str:
     lines += [
         "",
         f"{len(measured['cases'])} faults, {injected:,} injections, {minutes:.0f} minutes on two "
-        f"cores; of exact resume's grid, {grid}. Code under test: {commits}.",
+        f"cores; of exact resume's grid, {grid}. Code under test: {commits}"
+        " (+: with changes that were not committed).",
     ]
     return "\n".join(lines)
 
