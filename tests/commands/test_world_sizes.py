@@ -26,9 +26,20 @@ OWN = {
 }
 
 
+# Four processes of gloo on two cores have stood still twice in some hundred and fifty runs, its
+# loop spinning in two of them: they are the campaign's until it is known why.
+@pytest.mark.parametrize(
+    "ways",
+    [
+        tuple(way for way in WAYS if way != "four processes"),
+        pytest.param(("one process", "four processes"), marks=pytest.mark.campaign),
+    ],
+    ids=["up to two processes", "four processes"],
+)
 @pytest.mark.parametrize("command", OWN)
 def test_learning_rates_losses_and_gradients_agree(
     command: str,
+    ways: tuple[str, ...],
     start_run: Callable[..., subprocess.Popen[str]],
     tiny_flags: tuple[str, ...],
     tmp_path: Path,
@@ -36,7 +47,8 @@ def test_learning_rates_losses_and_gradients_agree(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     found = {}
-    for way, (n_device, batch_size, accumulate) in WAYS.items():
+    for way in ways:
+        n_device, batch_size, accumulate = WAYS[way]
         made = ("--n_device", str(n_device), "--batch_size", str(batch_size))
         save_dir = tmp_path / way
         flags = (*OWN[command], *FLAGS, *made, "--accumulate", str(accumulate))
