@@ -55,7 +55,8 @@ format: $(STAMP)  ## format the code and sort imports
 	$(PYTHON) -m ruff format .
 
 bench: $(STAMP)  ## measure reading against other loaders on one core, some minutes
-	OMP_NUM_THREADS=1 $(PYTHON) -m kinetics400 bench loader --scaling --json benchmarks/results/loader.json
+	libraries=$$($(PYTHON) benchmarks/ffmpeg_libraries.py $(VENV)/ffmpeg) && \
+	  OMP_NUM_THREADS=1 LD_LIBRARY_PATH=$$libraries $(PYTHON) -m kinetics400 bench loader --scaling --json benchmarks/results/loader.json
 
 # A CPU shows what a GPU shows of operations and memory, not of speed: `benchmarks/gpu.sh`.
 bench-step: $(STAMP)  ## measure training steps against transformers and a plain one on one core, 15 minutes

@@ -52,7 +52,12 @@ measure run_pretraining_base_profile \
   --precision bf16-mixed --n_worker "$workers" --batch_size 128
 
 # Whether the GPU's own video decoder would feed it better than the cores do.
-[[ -s $out/decode.json ]] || python benchmarks/gpu_decode.py "$out/decode.json"
+if [[ ! -s $out/decode.json ]]; then
+  libraries="$(python benchmarks/ffmpeg_libraries.py "$out/ffmpeg")" # torchcodec wants them
+  LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
+    python benchmarks/gpu_decode.py "$out/decode.json"
+  rm -r "$out/ffmpeg"
+fi
 
 # And the tests that a machine without a GPU skips.
 python -m pytest -q tests/engine/test_synchronisation.py tests/data/test_loader.py

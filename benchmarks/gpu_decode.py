@@ -3,9 +3,10 @@
     python benchmarks/gpu_decode.py benchmarks/results/h200/decode.json
 
 Processes read pretraining clips (16 frames, stride 4) of the same videos, each as it was filmed and
-as it is stored, for some seconds; the ways take turns. On the GPU FFmpeg decodes with NVDEC and
-hands the frames wanted to the host, as PyAV's wheel can; the crop is left out on both sides. Where
-NVDEC cannot be used the row says why.
+as it is stored, for some seconds; the ways take turns. Two ways use the GPU: FFmpeg, as PyAV's
+wheel can, decodes what the layer needs and hands the frames wanted to the host; torchcodec leaves
+them on the GPU in RGB, but decodes all frames between them. The crop is left out everywhere. Where
+a way cannot be used its row says why; torchcodec wants benchmarks/ffmpeg_libraries.py.
 """
 
 import argparse
@@ -17,8 +18,10 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import av
@@ -31,7 +34,8 @@ from kinetics400.bench.videos import make_videos  # noqa: E402 (needs the path)
 from kinetics400.data.transcode import EncodeSettings, transcode_video  # noqa: E402
 
 NUM_FRAMES, STRIDE, VIDEOS = 16, 4, 16
-CPU, GPU = "CPU cores", "NVDEC"
+CPU, GPU, TORCHCODEC = "CPU cores", "NVDEC", "torchcodec on NVDEC"
+DECODERS = (CPU, GPU, TORCHCODEC)
 FILMED, STORED = "as filmed", "as stored"
 
 
@@ -75,17 +79,34 @@ def read_clip(path: str, place: float, decoder: str, layer: bool) -> int:
     return found
 
 
+def read_clip_into_gpu(path: str, place: float, layer: bool, device: str = "cuda") -> int:
+    """The same clip by torchcodec, into the memory of a device."""
+    from torchcodec.decoders import VideoDecoder
+
+    from kinetics400.data import sampling
+
+    decoder = VideoDecoder(path, device=device, seek_mode="approximate", num_ffmpeg_threads=1)
+    grid = STRIDE if layer else 1
+    wanted = sampling.pretraining_frames(len(decoder), NUM_FRAMES, STRIDE, place, grid=grid)
+    return len(decoder.get_frames_at(wanted).data)
+
+
 def read_for(seconds: float, paths: list[str], seed: int, decoder: str, layer: bool) -> float:
     """Clips per second of this process, from its second clip on."""
-    if decoder == GPU:
+    read: Callable[[str, float], int]
+    if decoder == TORCHCODEC:
+        read = partial(read_clip_into_gpu, layer=layer)
+    else:
+        read = partial(read_clip, decoder=decoder, layer=layer)
+    if decoder != CPU:
         import torch
 
         torch.zeros(1, device="cuda")
     draw = random.Random(seed)
-    read_clip(paths[0], 0.5, decoder, layer)
+    read(paths[0], 0.5)
     count, started = 0, time.perf_counter()
     while (spent := time.perf_counter() - started) < seconds:
-        read_clip(paths[(seed + count) % len(paths)], draw.random(), decoder, layer)
+        read(paths[(seed + count) % len(paths)], draw.random())
         count += 1
     return count / spent
 
@@ -96,9 +117,9 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str
     stored = [f"{path[:-4]}_stored.mp4" for path in filmed]
     for path, target in zip(filmed, stored, strict=True):
         transcode_video(path, target, EncodeSettings())
-    ways = [(decoder, kind) for kind in (FILMED, STORED) for decoder in (CPU, GPU)]
+    ways = [(decoder, kind) for kind in (FILMED, STORED) for decoder in DECODERS]
     rows, missing = [], {}
-    processes = {CPU: os.cpu_count() or 1, GPU: args.gpu_processes}
+    processes = dict.fromkeys(DECODERS, args.gpu_processes) | {CPU: os.cpu_count() or 1}
     for repeat in range(args.repeats):
         for decoder, kind in ways:
             if decoder in missing:
@@ -112,7 +133,7 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str
                 ]
                 try:
                     rate = sum(part.result() for part in work)
-                except (RuntimeError, AssertionError, av.error.FFmpegError) as error:
+                except (RuntimeError, ImportError, AssertionError, av.error.FFmpegError) as error:
                     missing[decoder] = f"{type(error).__name__}: {error}".splitlines()[0]
                     continue
             rows.append(Row(decoder, kind, n, repeat, rate))
@@ -132,7 +153,7 @@ def main() -> None:
         rows, missing = measure(args, Path(folder))
     rates = {
         f"{decoder}, {kind}": statistics.median(own)
-        for decoder in (CPU, GPU)
+        for decoder in DECODERS
         for kind in (FILMED, STORED)
         if (own := [r.clips_per_sec for r in rows if (r.decoder, r.videos) == (decoder, kind)])
     }

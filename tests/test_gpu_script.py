@@ -10,8 +10,9 @@ from kinetics400.config.parse import parse
 from kinetics400.config.pretraining import PretrainConfig
 
 ROOT = Path(__file__).parents[1]
-# Writes its words, one a line, and an empty file where --json points.
+# Writes its words, one a line, and an empty file where --json points; makes the folder of links.
 STANDIN = """#!/bin/bash
+[[ $1 == */ffmpeg_libraries.py ]] && mkdir -p "$2"
 printf '%s\\n' "$@" "" >> "$CALLS"
 while (($#)); do [[ $1 == --json ]] && echo '{}' > "$2"; shift; done
 """
@@ -38,9 +39,10 @@ def test_every_command_parses_and_none_is_repeated(tmp_path: Path) -> None:
     calls = run_script(tmp_path)
     assert len({" ".join(call) for call in calls}) == len(calls) > 20
     names = set()
-    *benchmarks, decoding, tests = calls
-    assert decoding[0] == "benchmarks/gpu_decode.py" and tests[:2] == ["-m", "pytest"]
-    assert all((ROOT / name).is_file() for name in (decoding[0], *tests[3:]))
+    *benchmarks, libraries, decoding, tests = calls
+    assert libraries[0] == "benchmarks/ffmpeg_libraries.py" and tests[:2] == ["-m", "pytest"]
+    assert decoding[0] == "benchmarks/gpu_decode.py"
+    assert all((ROOT / name).is_file() for name in (libraries[0], decoding[0], *tests[3:]))
     for call in benchmarks:
         assert call[:3] == ["-m", "kinetics400", "bench"]
         name, *flags = call[3:]
