@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from kinetics400.config.bench import BenchRunConfig, BenchStepConfig
@@ -10,33 +11,39 @@ from kinetics400.config.parse import parse
 from kinetics400.config.pretraining import PretrainConfig
 
 ROOT = Path(__file__).parents[1]
-# Writes its words, one a line, and an empty file where --json points; makes the folder of links.
+# Writes its words, one a line, and a result where --json points; a word in $FAILING makes it fail.
 STANDIN = """#!/bin/bash
+[[ $1 == -c ]] && exec "$PYTHON" "$@"
 [[ $1 == */ffmpeg_libraries.py ]] && mkdir -p "$2"
 printf '%s\\n' "$@" "" >> "$CALLS"
-while (($#)); do [[ $1 == --json ]] && echo '{}' > "$2"; shift; done
+for word in "$@"; do [[ $word == *"${FAILING:-nothing}"* ]] && exit 1; done
+while (($#)); do [[ $1 == --json ]] && echo '{"largest_batch": {"ours": 400}}' > "$2"; shift; done
 """
 
 
-def run_script(folder: Path) -> list[list[str]]:
-    (folder / "bin").mkdir(exist_ok=True)
+def run_script(folder: Path, failing: str = "nothing") -> tuple[list[list[str]], str]:
+    """Its calls of Python, and what it says of those that failed."""
+    (folder / "bin").mkdir(parents=True, exist_ok=True)
     (folder / "bin" / "python").write_text(STANDIN)
     (folder / "bin" / "python").chmod(0o755)
     calls = folder / "calls"
     calls.write_text("")
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
-    subprocess.run(
+    standin = {"PATH": path, "CALLS": str(calls), "FAILING": failing, "PYTHON": sys.executable}
+    ran = subprocess.run(
         [str(ROOT / "benchmarks/gpu.sh"), str(folder / "results")],
-        env={**os.environ, "PATH": path, "CALLS": str(calls)},
+        env={**os.environ, **standin},
         cwd=ROOT,
-        check=True,
+        check=False,
         capture_output=True,
+        text=True,
     )
-    return [call.splitlines() for call in calls.read_text().split("\n\n") if call]
+    assert ran.returncode == (1 if ran.stderr else 0)
+    return [call.splitlines() for call in calls.read_text().split("\n\n") if call], ran.stderr
 
 
 def test_every_command_parses_and_none_is_repeated(tmp_path: Path) -> None:
-    calls = run_script(tmp_path)
+    calls, _ = run_script(tmp_path)
     assert len({" ".join(call) for call in calls}) == len(calls) > 20
     names = set()
     *benchmarks, libraries, decoding, tests = calls
@@ -55,9 +62,22 @@ def test_every_command_parses_and_none_is_repeated(tmp_path: Path) -> None:
         command = {"pretraining": PretrainConfig, "finetuning": TrainConfig}[config.method]
         assert parse(command, flags[split + 1 :], prog="run", description="").device
     assert names == {"step", "run"}
+    # Three quarters of the largest batch that the first result found.
+    batches = [call[call.index("--batch_size") + 1] for call in benchmarks if call[3] == "step"]
+    assert batches.count("300") == 4
+    hours_of = [call for call in benchmarks if "run_pretraining" in " ".join(call)]
+    assert sum(call[-2:] == ["--n_epoch", "400"] for call in hours_of) == 4
     (tmp_path / "results" / "run_finetuning_base.json").unlink()
-    again, *_ = run_script(tmp_path)
+    (again, *_), _ = run_script(tmp_path)
     assert "run_finetuning_base.json" in " ".join(again)
+
+
+def test_what_fails_is_named_and_the_rest_is_measured(tmp_path: Path) -> None:
+    whole, _ = run_script(tmp_path / "whole")
+    calls, told = run_script(tmp_path / "some", failing="step_pretraining_base_bf16-mixed_64.json")
+    # Without that result nobody knows how large a batch fits.
+    assert len(calls) == len(whole) - 1
+    assert told == "failed: step_pretraining_base_bf16-mixed_64\n"
 
 
 def test_a_folder_is_asked_for() -> None:

@@ -1,5 +1,6 @@
 """The pages are true: their commands parse, their tables are generated, their links lead on."""
 
+import json
 import re
 import runpy
 import shlex
@@ -80,6 +81,36 @@ def test_tables_come_from_results() -> None:
     pages = [(ROOT / name).read_text(encoding="utf-8") for name in tables["PAGES"]]
     blocks = re.findall(r"<!-- (\w+) -->", "".join(pages))
     assert sorted(blocks) == sorted(tables["TABLES"])
+
+
+def test_what_a_gpu_has_measured_is_shown_and_the_rest_named(tmp_path: Path) -> None:
+    gpu = runpy.run_path(str(ROOT / "docs/tables"))["gpu"]
+    nothing = gpu(tmp_path)
+    assert "No GPU has measured" in nothing and nothing.count(";") == 2
+    step = json.loads((ROOT / "benchmarks/results/step_cpu.json").read_text())
+    step |= {"datasheet_tflops": 4 * step["matrix_tflops"], "ratio_transformers": 2.125}
+    step["largest_batch"] = {"ours": 448, "transformers": 320, "plain": None}
+    (tmp_path / "step_pretraining.json").write_text(json.dumps(step))
+    rates = {"clips_per_sec": {"CPU cores, as stored": 1400.4}, "missing": {"NVDEC": "no driver"}}
+    (tmp_path / "decode.json").write_text(json.dumps(rates))
+    # A figure of another kind: profiling slows steps down.
+    (tmp_path / "run_pretraining_base_profile.json").write_text("{}")
+    some = gpu(tmp_path)
+    mfu = step["sides"][step["ours"]]["mfu"]
+    assert f"| {mfu:.0%} | {mfu / 4:.0%} |" in some
+    assert "| 2.12 |" in some and "| 448, 320, – |" in some
+    assert "CPU cores, as stored: 1,400 clips/s; NVDEC cannot be used: no driver." in some
+    assert "Not measured yet: whole runs" in some and "step times" not in some
+    run = {
+        **{"clips_per_sec": 1113.4, "data_share": 0.014, "mfu": 0.47, "memory_gib": 61.3},
+        **{"n_epoch": 400, "hours": 24.0, "device_hours": 24.0, "clips_per_step": 128},
+        **{"model": "MCG-NJU/videomae-base", "machine": {"device": "H200"}},
+        "settings": {"method": "pretraining", "n_worker": "14"},
+    }
+    (tmp_path / "run_pretraining_base.json").write_text(json.dumps(run))
+    whole = gpu(tmp_path)
+    assert "| 1,113 | 1.4% | 47% | 61.3 | 400 | 24.0 | 24.0 |" in whole
+    assert "easured yet" not in whole and "Missing" not in whole
 
 
 def test_python_on_the_data_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from clusters import cluster
 from doctor import doctor_reasons, doctor_speed
 from feeding import crf, disk, loader, loader_short
 from fidelity import curves, deviations, draws, rules
+from gpu import gpu
 from measured import ROOT
 from reliability import checkpoint_cost, faults, left_out
 from scaling import exchange, scaling, sharded_memory
@@ -45,6 +46,7 @@ TABLES = {
     "scaling": scaling,
     "exchange": exchange,
     "sharded_memory": sharded_memory,
+    "gpu": gpu,
     "step": step,
     "step_ratios": step_ratios,
     "step_profile": step_profile,

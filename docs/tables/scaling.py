@@ -15,7 +15,7 @@ from kinetics400.methods.videomae import VideoMAE
 from kinetics400.models.architectures import ARCHITECTURES
 from kinetics400.models.vit import VitConfig, transformer_blocks
 
-# Assumed, not measured: replaced by benchmarks/results/h200 when there is one.
+# Assumed: no GPU has been measured.
 MATRIX_RATE = 700e12  # bf16 products of an H100 or H200, FLOP/s; the data sheet says 989e12
 MFU = 0.40
 BYTES_PER_GRADIENT = 4  # float32, also under autocast
@@ -64,10 +64,14 @@ def scaling() -> str:
                 lines.append(
                     f"| {size} | {network if devices > PER_MACHINE else 'one machine'} | {devices} "
                     f"| {clips} | {1e3 * step.compute:.0f} | {1e3 * step.exchange:.1f} "
-                    f"| {step.compute / step.whole:.0%} | {rate:,.0f} | {hours:.1f} "
+                    f"| {step.compute / step.whole:.0%} | {rate:,.0f} | {_hours(hours)} "
                     f"| {devices * hours:,.0f} | {rate / devices / per_core:.1f} |"
                 )
     return "\n".join(dict.fromkeys(lines))
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"
 
 
 def exchange() -> str:

@@ -27,7 +27,7 @@ def step() -> str:
     ]
     for name in FILES:
         measured = bench(name)
-        lines.append(f"| **{_title(measured)}** | | | | | | | |")
+        lines.append(f"| **{title(measured)}** | | | | | | | |")
         for side, row in measured["sides"].items():
             lines.append(
                 f"| {side} | {row['step_ms']:,.0f} | {row['forward_ms']:,.0f} "
@@ -61,7 +61,7 @@ def step_ratios() -> str:
         ]
         cells = ["–" if measured[key] is None else f"{measured[key]:.2f}" for key in numbers]
         lines.append(
-            f"| {_title(measured)} | {' | '.join(cells)} | {measured['loss_difference']:.0e} |"
+            f"| {title(measured)} | {' | '.join(cells)} | {measured['loss_difference']:.0e} |"
         )
     return "\n".join(lines)
 
@@ -75,7 +75,7 @@ def step_profile() -> str:
     for group in (*GROUPS, "others"):
         cells = (f"{spent[side].get(group, 0):,.0f}" for side in sides)
         lines.append(f"| {group} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"{_title(measured)}, by torch's profiler."])
+    return "\n".join([*lines, "", f"{title(measured)}, by torch's profiler."])
 
 
 def _grouped(side: dict[str, Any]) -> dict[str, float]:
@@ -97,7 +97,8 @@ def _group(name: str) -> str:
     return next(groups, "others")
 
 
-def _title(measured: dict[str, Any]) -> str:
+def title(measured: dict[str, Any]) -> str:
+    """What was measured, in a few words."""
     settings = measured["settings"]
     clips = f"{settings['batch_size']} clip{'s' if settings['batch_size'] > 1 else ''}"
     size = SIZES[settings["config"]["embed_dim"]]

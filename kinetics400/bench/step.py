@@ -141,19 +141,21 @@ def bench_step(subject: Subject, *, amount: Amount, say: Say) -> dict[str, Any]:
                 "kernels": seen.kernels,
             }
         say("taking turns")
-        rows = take_turns(sides, subject, amount.repeats)
+        rows, lost = take_turns(sides, subject, amount.repeats)
+        for name in lost:
+            del sides[name]
+            about[name] = {"unavailable": "out of memory beside the others"}
         rate = matrix_rate(subject.device, MATRIX_TYPES[subject.precision], repeats=20)
         model_flops = make_method(subject).training_flops()
         for name in sides:
             about[name] |= figures(rows, name, subject.batch_size, model_flops, rate)
         sides.clear()  # and their memory
         del side
-        largest: dict[str, int] | None = None
+        largest: dict[str, int | None] | None = None
         if on_cuda and amount.largest_batch:
             say("looking for the largest batches")
-            # The other ways to compile would take minutes for each batch tried.
-            tried = [name for name in losses if name not in (OURS + TUNED, OURS + GRAPHS)]
-            largest = {name: largest_batch(_fits(name, subject)) for name in tried}
+            # Compiled sides would be compiled anew, a minute or more, for each batch tried.
+            largest = {name: largest_of(name, subject, say) for name in (OURS, TRANSFORMERS, PLAIN)}
     return {
         "benchmark": "step",
         **headline(about, losses),
@@ -196,20 +198,29 @@ def first_losses(side: Side, subject: Subject) -> list[float]:
     return [step(side, subject).item() for _ in range(COMPARED_STEPS)]
 
 
-def take_turns(sides: Mapping[str, Side], subject: Subject, repeats: int) -> list[Row]:
-    """Time a step of each side in each repeat."""
+def take_turns(
+    sides: Mapping[str, Side], subject: Subject, repeats: int
+) -> tuple[list[Row], set[str]]:
+    """Time a step of each side in each repeat; also those that have no room beside the others."""
     clock = Clock(subject.device)
-    rows = []
+    rows: list[Row] = []
+    lost: set[str] = set()
     for repeat in range(repeats):
         for name, side in sides.items():
-            phases = timed_phases(side, subject, clock)
-            whole = sum(phases)
-            if subject.device.type == "cuda":
-                start = clock()
-                step(side, subject)
-                whole = clock() - start
+            if name in lost:
+                continue
+            try:
+                phases = timed_phases(side, subject, clock)
+                whole = sum(phases)
+                if subject.device.type == "cuda":
+                    start = clock()
+                    step(side, subject)
+                    whole = clock() - start
+            except torch.cuda.OutOfMemoryError:
+                lost.add(name)
+                continue
             rows.append(Row(name, repeat, *phases, whole))
-    return rows
+    return [row for row in rows if row.side not in lost], lost
 
 
 def timed_phases(side: Side, subject: Subject, clock: Clock) -> tuple[float, float, float]:
@@ -289,6 +300,15 @@ def largest_batch(fits: Callable[[int], bool], limit: int = 4096) -> int:
     return good
 
 
+def largest_of(name: str, subject: Subject, say: Say) -> int | None:
+    """Of one side; None where the search ends in another error: what was measured is not lost."""
+    try:
+        return largest_batch(_fits(name, subject))
+    except RuntimeError as error:
+        say(f"{name}: no largest batch: {_first_line(error)}")
+        return None
+
+
 def _fits(name: str, subject: Subject) -> Callable[[int], bool]:
     def fits(batch_size: int) -> bool:
         with _freed(subject.device):
@@ -353,7 +373,9 @@ def headline(
         "ratio_reference": ratio("step_ms", PLAIN, ours),
         "memory_ratio": ratio("peak_memory_mib", ours, TRANSFORMERS),
         "memory_ratio_reference": ratio("peak_memory_mib", ours, PLAIN),
-        "loss_difference": max(
+        "loss_difference": None
+        if ours not in losses
+        else max(
             abs(loss - own) / abs(own)
             for side in losses.values()
             for loss, own in zip(side, losses[ours], strict=True)

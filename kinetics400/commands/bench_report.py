@@ -133,9 +133,10 @@ def step_table(result: Mapping[str, Any]) -> str:
         _or_dash(result[name], lambda value: f"{value:.2f} ×")
         for name in ("ratio_transformers", "ratio_reference", "memory_ratio")
     )
+    apart = _or_dash(result["loss_difference"], lambda value: f"{value:.1g}")
     lines.append(
         f"{result['ours']}: {speed} transformers, {plain} plain; memory {memory} transformers'; "
-        f"first losses differ by {result['loss_difference']:.1g} at most"
+        f"first losses differ by {apart} at most"
     )
     rate, sheet = result["matrix_tflops"], result["datasheet_tflops"]
     lines.append(
@@ -143,7 +144,7 @@ def step_table(result: Mapping[str, Any]) -> str:
         f"{rate:.3g} TFLOP/s here" + (f", {sheet:g} in the data sheet" if sheet else "")
     )
     for name, size in (result["largest_batch"] or {}).items():
-        lines.append(f"largest batch, {name}: {size}")
+        lines.append(f"largest batch, {name}: {_or_dash(size, str)}")
     return "\n".join(lines)
 
 

@@ -86,7 +86,8 @@ class BenchedStepFlags:
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to measure; auto takes CUDA where there is any."""
     quick: bool = False
-    """Answer within a minute: fewer repeats, nothing compiled, no search for the largest batch."""
+    """Fewer repeats, nothing compiled, no search for the largest batch: within a minute for the
+    default model on a core of its own."""
     repeats: int | None = None
     """How often everything is measured; medians are reported. Default: 7, and 3 with --quick."""
     json: str | None = None

@@ -143,7 +143,7 @@ class DeviceFlags:
     start and makes steps faster. auto does so on CUDA."""
     activation_checkpointing: Literal["none", "blocks"] = "none"
     """What is computed again in the backward pass and not kept in memory: blocks leaves room for
-    batches several times as large, and steps take a third longer."""
+    larger batches and models, and steps take about a third longer."""
     rank_timeout: float = 600.0
     """Seconds after which a process that does not answer the others counts as lost, and the run
     ends."""

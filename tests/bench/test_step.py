@@ -10,6 +10,7 @@ from torch import nn
 from kinetics400.bench import step as benched
 from kinetics400.bench.step import Clock, Row
 from kinetics400.bench.step_sides import PLAIN, TRANSFORMERS, TUNED, Side, Subject
+from kinetics400.commands.bench_report import step_table
 from kinetics400.models.vit import DecoderConfig, VitConfig
 
 PRETRAINING = Subject(
@@ -168,3 +169,49 @@ def test_a_side_that_does_not_fit_is_told_and_the_rest_is_measured(
     result = benched.bench_step(FINETUNING, amount=amount, say=lambda _: None)
     assert result["sides"][PLAIN] == {"unavailable": "out of memory"}
     assert result["ratio_reference"] is None and result["ratio_transformers"] > 0
+
+
+def test_a_side_that_does_not_fit_beside_the_others_loses_its_figures_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the last repeat: its earlier rows go, too, as medians would be of other repeats."""
+    real = benched.timed_phases
+    turns = []
+
+    def timed_phases(side: Side, subject: Subject, clock: Clock) -> tuple[float, float, float]:
+        turns.append(side)
+        if len(turns) == 4:
+            raise torch.cuda.OutOfMemoryError
+        return real(side, subject, clock)
+
+    monkeypatch.setattr(benched, "timed_phases", timed_phases)
+    amount = benched.Amount(repeats=2, compiled=False)
+    result = benched.bench_step(FINETUNING, amount=amount, say=lambda _: None)
+    assert result["sides"]["ours"] == {"unavailable": "out of memory beside the others"}
+    assert [row["side"] for row in result["rows"]] == [TRANSFORMERS, PLAIN] * 2
+    assert result["ratio_transformers"] is None and result["loss_difference"] < 1e-5
+
+
+def test_without_ours_the_others_are_still_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = benched.make_side
+
+    def make_side(name: str, subject: Subject) -> Side:
+        if name == "ours":
+            raise torch.cuda.OutOfMemoryError
+        return real(name, subject)
+
+    monkeypatch.setattr(benched, "make_side", make_side)
+    amount = benched.Amount(repeats=1, compiled=False)
+    result = benched.bench_step(FINETUNING, amount=amount, say=lambda _: None)
+    assert result["loss_difference"] is None and result["sides"][PLAIN]["step_ms"] > 0
+    assert "first losses differ by – at most" in step_table(result)
+
+
+def test_an_error_in_the_search_loses_one_answer_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make_side(name: str, subject: Subject) -> Side:
+        raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED\nand more")
+
+    monkeypatch.setattr(benched, "make_side", make_side)
+    told: list[str] = []
+    assert benched.largest_of("ours", FINETUNING, told.append) is None
+    assert told == ["ours: no largest batch: CUBLAS_STATUS_ALLOC_FAILED"]
