@@ -1,7 +1,9 @@
 """The comparison of training steps: equal losses, times and bytes that are what they say."""
 
+import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from kinetics400.bench.step_sides import PLAIN, TRANSFORMERS, TUNED, Side, Subje
 from kinetics400.commands.bench_report import step_table
 from kinetics400.models.vit import DecoderConfig, VitConfig
 
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 PRETRAINING = Subject(
     config=VitConfig(embed_dim=48, depth=2, num_heads=2, image_size=32, num_frames=4),
     decoder=DecoderConfig(embed_dim=32, depth=1, num_heads=2),
@@ -215,3 +218,13 @@ def test_an_error_in_the_search_loses_one_answer_only(monkeypatch: pytest.Monkey
     told: list[str] = []
     assert benched.largest_of("ours", FINETUNING, told.append) is None
     assert told == ["ours: no largest batch: CUBLAS_STATUS_ALLOC_FAILED"]
+
+
+def test_what_the_performance_page_claims_was_measured() -> None:
+    """The committed figures of ViT-S pretraining in float32 on a core."""
+    found = json.loads((RESULTS / "step_cpu.json").read_text())
+    settings = found["settings"]
+    assert (settings["method"], settings["precision"]) == ("pretraining", "32-true")
+    assert settings["config"]["embed_dim"] == 384
+    assert found["ratio_transformers_eager"] >= 1.05 and found["ratio_reference"] >= 1.5
+    assert found["memory_ratio"] <= 1 and found["loss_difference"] <= 1e-5
