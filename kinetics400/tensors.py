@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -13,6 +14,11 @@ from kinetics400.data.storage import fsync_file
 from kinetics400.errors import InputError, StorageError
 
 MOST_HEADER_BYTES = 16 << 20
+# As the format names them; of what we write.
+TYPES = {
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"},
+}
 
 
 def save_tensors(
@@ -48,14 +54,9 @@ def load_tensors(file: Path, like: Mapping[str, Tensor] | None = None) -> dict[s
         stated = _header(file)
         if like is not None:
             _compare(stated, like)
-        tensors = load_file(file)
+        return load_file(file)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise InputError(f"{file} does not hold the tensors it should: {error}") from error
-    if like is not None:
-        for name, tensor in tensors.items():
-            if tensor.dtype != like[name].dtype:
-                raise InputError(f"{file}: {name} is {tensor.dtype}, not {like[name].dtype}")
-    return tensors
 
 
 def _header(file: Path) -> dict[str, Any]:
@@ -86,3 +87,5 @@ def _compare(stated: Mapping[str, Any], like: Mapping[str, Tensor]) -> None:
     for name, tensor in like.items():
         if stated[name]["shape"] != list(tensor.shape):
             raise ValueError(f"{name} is {stated[name]['shape']}, not {list(tensor.shape)}")
+        if stated[name]["dtype"] != TYPES[tensor.dtype]:
+            raise ValueError(f"{name} is {stated[name]['dtype']}, not {TYPES[tensor.dtype]}")

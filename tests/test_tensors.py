@@ -34,7 +34,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
         ({"a": LIKE["a"]}, "too many or too few: 'b'"),
         ({**LIKE, "c": torch.ones(2)}, "too many or too few: 'c'"),
         ({**LIKE, "a": torch.zeros(3, 2)}, r"a is \[3, 2\], not \[2, 3\]"),
-        ({**LIKE, "a": torch.zeros(2, 3, dtype=torch.float16)}, "a is torch.float16"),
+        ({**LIKE, "a": torch.zeros(2, 3, dtype=torch.float16)}, "a is F16, not F32"),
     ],
 )
 def test_other_tensors_are_refused(other: dict[str, Tensor], message: str, tmp_path: Path) -> None:

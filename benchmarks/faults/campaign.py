@@ -35,6 +35,8 @@ class Outcome:
     """Not even begun, or not cleaned up: no proof of anything."""
     properties: dict[str, str] = field(default_factory=dict)
     is_hung: bool = False
+    cause: str = ""
+    """The first failure: its test, and what it says."""
     told: str = ""
 
     @property
@@ -81,7 +83,14 @@ def run_tests(
         properties = {
             p.get("name", ""): p.get("value", "") for case in ran for p in case.iter("property")
         }
-        return Outcome(len(ran), len(failed), len(broken), properties, told=told)
+        cause = "; ".join(f"{case.get('name')}: {_message(case)}" for case in failed[:1])
+        return Outcome(len(ran), len(failed), len(broken), properties, cause=cause, told=told)
+
+
+def _message(case: ElementTree.Element) -> str:
+    failure = case.find("failure")
+    assert failure is not None
+    return (failure.get("message") or "").strip().partition("\n")[0][:200]
 
 
 def commit() -> str:
@@ -131,7 +140,8 @@ def run_control(case: Case) -> dict[str, Any]:
     is_red = control.is_hung or control.n_failed > 0
     if not is_red:
         print(f"the control is green: {control.told[-1500:]}", file=sys.stderr)
-    return {"control": case.control, "control_failed": is_red}
+    cause = f"not over after {LONGEST_CONTROL:g} s" if control.is_hung else control.cause
+    return {"control": case.control, "control_failed": is_red, "control_cause": cause}
 
 
 def main() -> int:

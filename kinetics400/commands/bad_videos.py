@@ -4,12 +4,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import torch
-from lightning.fabric import Fabric
-
 from kinetics400.commands.plan import Run
 from kinetics400.data.dataset import MAX_SUBSTITUTES, Unreadable
 from kinetics400.data.storage import append_json_lines, read_json_lines
+from kinetics400.engine.agreement import Agreement
 from kinetics400.engine.log import RunLog
 from kinetics400.errors import DataError
 
@@ -19,8 +17,8 @@ NAMED_AT_END = 20
 class BadVideos:
     """What became of the videos that other ones had to stand in for."""
 
-    def __init__(self, fabric: Fabric, run: Run, log: RunLog) -> None:
-        self._fabric = fabric
+    def __init__(self, agreement: Agreement, run: Run, log: RunLog) -> None:
+        self._agreement = agreement
         self._file = journal(run)
         self._steps_per_epoch = run.schedule.steps_per_epoch
         self._share = run.config.data.max_bad_share
@@ -50,13 +48,11 @@ class BadVideos:
             DataError: this epoch has had more than `--max_bad_share`, or many failed in a row.
         """
         epoch = step // self._steps_per_epoch
-        own = torch.tensor([self._count if epoch == self._epoch else 0, int(self._gave_up)])
-        total = self._fabric.all_reduce(own.to(self._fabric.device), reduce_op="sum")
-        assert isinstance(total, torch.Tensor)
-        count, gave_up = total.tolist()
+        own = [self._count if epoch == self._epoch else 0, int(self._gave_up)]
+        count, gave_up = map(sum, zip(*self._agreement.gather(own), strict=True))
         if count <= self._most and not gave_up:
             return
-        if not self._fabric.is_global_zero:
+        if self._agreement.rank != 0:
             # Rank 0 says why and sets the exit code; a child that ended with an error of its own
             # would have the launcher kill rank 0 first.
             sys.exit(0)

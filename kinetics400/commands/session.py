@@ -342,7 +342,7 @@ def _train(
         guard.watching(loader, dataset, "train") as batches,
     ):
         describe(log, run, start_step)
-        bad_videos = BadVideos(fabric, run, log)
+        bad_videos = BadVideos(agreement, run, log)
 
         def check(step: int) -> None:
             bad_videos.check(step)

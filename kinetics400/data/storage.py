@@ -30,6 +30,8 @@ def replaced_file(path: Path | str) -> Iterator[BinaryIO]:
 
     The temporary name is fixed, so what a killed run left is overwritten by the next one.
 
+    A link under either name is replaced; what it points to is not touched.
+
     Raises:
         StorageError: the disk is full, read-only or failing; `path` is as it was before.
     """
@@ -37,7 +39,9 @@ def replaced_file(path: Path | str) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.tmp")
     with disk_errors(f"writing {path}"):
         try:
-            with open(temporary, "wb") as file:
+            if temporary.is_symlink():
+                temporary.unlink()
+            with open(temporary, "wb", opener=not_through_links) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -46,6 +50,15 @@ def replaced_file(path: Path | str) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
             raise
         fsync_folder(path.parent)
+
+
+def not_through_links(path: str, flags: int) -> int:
+    """An opener for `open`, for files in folders that somebody else may have prepared.
+
+    Raises:
+        OSError: the file is a link.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:
@@ -120,10 +133,10 @@ def append_json_lines(path: Path | str, rows: Iterable[dict[str, Any]]) -> None:
     """Append one JSON object per line and fsync.
 
     Raises:
-        StorageError: the disk is full, read-only or failing.
+        StorageError: the disk is full, read-only or failing, or the file is a link.
     """
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    with disk_errors(f"writing {path}"), open(path, "a+b") as file:
+    with disk_errors(f"writing {path}"), open(path, "a+b", opener=not_through_links) as file:
         # A kill may have torn the last line; without this the next row would be glued to it.
         if file.seek(0, os.SEEK_END) > 0:
             file.seek(-1, os.SEEK_END)

@@ -189,6 +189,8 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         raise InputError(f"{file} holds no state dict")
     if not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"{file} holds other things than tensors in its state dict")
+    if sparse := [name for name, value in content.items() if value.layout != torch.strided]:
+        raise InputError(f"{file} holds sparse tensors ({sparse[0]!r}), which no model here has")
     return dict(content)
 
 

@@ -60,6 +60,7 @@ def test_the_last_checkpoint_must_be_written(run_with_failures: Callable[..., in
 
 
 PLANTED = ("config.yaml", "metrics.jsonl", ".restarts.json")
+ON_THE_WAY = (".config.yaml.tmp", ".metrics.jsonl.tmp")  # names that writing takes for a moment
 
 
 def test_nothing_is_written_through_links_in_the_folder(
@@ -68,13 +69,15 @@ def test_nothing_is_written_through_links_in_the_folder(
     """Somebody else has prepared the folder: each file of a run points to one of the user's."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")  # for .restarts.json
     (tmp_path / "run").mkdir()
-    for name in PLANTED:
+    for name in (*PLANTED, *ON_THE_WAY):
         (tmp_path / f"precious {name}").write_text("")
         (tmp_path / "run" / name).symlink_to(tmp_path / f"precious {name}")
     assert run_with_failures() == 0
-    for name in PLANTED:
+    for name in (*PLANTED, *ON_THE_WAY):
         assert (tmp_path / f"precious {name}").read_text() == ""
+    for name in PLANTED:
         assert (tmp_path / "run" / name).stat().st_size > 0
+        assert not (tmp_path / "run" / name).is_symlink()
 
 
 def test_a_lock_that_is_a_link_is_refused(

@@ -269,6 +269,7 @@ def test_safetensors_with_a_damaged_header_is_refused(tmp_path: Path) -> None:
         ({}, "holds no state dict"),
         ({"model": {}}, "holds no state dict"),
         ({"model": {"encoder.patch_embed.proj.weight": 3}}, "other things than tensors"),
+        ({"model": {"w": torch.eye(2).to_sparse()}}, r"sparse tensors \('w'\)"),
         ({"model": {"layer1.weight": torch.ones(1)}}, r"is not a VideoMAE.*\(layer1\.weight\)"),
     ],
 )
