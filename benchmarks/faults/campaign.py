@@ -74,6 +74,8 @@ def run_tests(
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             return Outcome(is_hung=True)
+        finally:
+            end_runs_of(folder)
         if not report.exists():
             return Outcome(told=told)
         cases = list(ElementTree.parse(report).getroot().iter("testcase"))
@@ -85,6 +87,17 @@ def run_tests(
         }
         cause = "; ".join(f"{case.get('name')}: {_message(case)}" for case in failed[:1])
         return Outcome(len(ran), len(failed), len(broken), properties, cause=cause, told=told)
+
+
+def end_runs_of(folder: str) -> None:
+    """Kill what tests have started from files in their folder, and left, whatever its session."""
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if any(word.startswith(folder.encode() + b"/") for word in words):
+                os.kill(int(entry.name), signal.SIGKILL)
+        except (OSError, ValueError):  # it has just ended, or is no process
+            continue
 
 
 def _message(case: ElementTree.Element) -> str:

@@ -4,10 +4,13 @@ import ast
 import json
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES: Any = runpy.run_path(str(ROOT / "benchmarks/faults/cases.py"))
@@ -35,6 +38,22 @@ def test_the_committed_result_is_of_these_cases_and_all_are_survived() -> None:
         assert row["survived"] == row["injected"] > 0 and row["control_failed"], row["row"]
         assert row["figure"] and row["seconds"] > 0
     assert RESULT["left_out"] == CASES["LEFT_OUT"]
+
+
+def test_what_a_test_leaves_running_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks/faults"))
+    script = tmp_path / "t" / "run.py"
+    script.parent.mkdir()
+    script.write_text("import time; time.sleep(60)")
+    left = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    campaign = runpy.run_path(str(ROOT / "benchmarks/faults/campaign.py"))
+    campaign["end_runs_of"](str(tmp_path))
+    assert left.wait(timeout=10) == -signal.SIGKILL
+    assert other.poll() is None
+    other.communicate(b"\n", timeout=10)
 
 
 def test_a_case_is_green_with_its_guard_and_red_without(tmp_path: Path) -> None:
