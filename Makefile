@@ -21,7 +21,7 @@ STAMP := $(VENV)/.kinetics400-$(KEY)
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format bench bench-step fidelity fidelity-augment fidelity-curves faults faults-full doctor-proof broken-proof docs clean
+.PHONY: help env demo test check format bench bench-step fidelity fidelity-augment fidelity-curves faults faults-full doctor-proof broken-proof broken-train docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,10 +90,14 @@ faults-full: $(STAMP)  ## the same with all of exact resume: stops x workers x r
 doctor-proof: $(STAMP)  ## time the doctor on 246,535 files (1 GB of disk for some minutes)
 	$(PYTHON) benchmarks/doctor_speed.py benchmarks/results/doctor_speed.json
 
-# CLIPS: a folder of real videos that are whole for their first seconds; docs/doctor.md names theirs.
+# CLIPS: a folder of real videos that are whole for their first seconds, and strange to the network.
 broken-proof: $(STAMP)  ## measure what the doctor finds of torn pictures, ten minutes
 	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/broken_frames/measure.py benchmarks/results/broken_frames.json $(if $(CLIPS),--clips $(CLIPS))
 	$(PYTHON) docs/tables
+
+# FOOTAGE: a folder of videos and photographs; benchmarks/broken_frames/footage.py names packages.
+broken-train: $(STAMP)  ## train the network that judges torn pictures, on two cores an hour or more
+	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/broken_frames/train.py $(FOOTAGE)
 
 docs: $(STAMP)  ## fill the tables of README.md and docs/, draw the figures
 	$(PYTHON) docs/tables

@@ -85,7 +85,8 @@ def test_wheel_holds_only_the_package(wheel: Path) -> None:
 
 def test_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     package = ROOT / "kinetics400"
-    files = {path for path in package.rglob("*") if path.suffix in (".py", ".txt", ".typed")}
+    kinds = (".py", ".txt", ".typed", ".safetensors")
+    files = {path for path in package.rglob("*") if path.suffix in kinds}
     assert {str(path.relative_to(ROOT)) for path in files} <= _names(wheel)
     assert {"kinetics400/py.typed", "kinetics400/data/kinetics400_labels.txt"} <= _names(wheel)
 

@@ -19,7 +19,7 @@ from damage import IN_PACKETS
 from sets import N_FRAMES, Case, filmed, generated
 
 from kinetics400.bench.videos import find_videos
-from kinetics400.data.stills import ChangeMeter, still_spans
+from kinetics400.data.broken import BrokenMeter
 from kinetics400.data.storage import write_atomic
 from kinetics400.data.verify import Refused, verify_video
 
@@ -33,9 +33,9 @@ def reported(path: str) -> tuple[list[tuple[int, int]], dict[str, float]]:
     verdict = verify_video(path)
     decoding = time.process_time() - start
     assert not isinstance(verdict, Refused), (path, verdict)
-    start, meter = time.process_time(), ChangeMeter()
+    start, meter = time.process_time(), BrokenMeter()
     verify_video(path, meter.add)
-    spans = still_spans(meter.changes)
+    spans = meter.finish()
     return spans, {"decoding": decoding, "with the detector": time.process_time() - start}
 
 

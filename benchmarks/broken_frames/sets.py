@@ -58,7 +58,7 @@ def damaged_cases(source: str, film: Film, kinds: list[str]) -> Iterator[Case]:
                     rng, scaled(film, height * 3 // 2 // 4 * 4) if big else film, kind
                 )
                 if big:
-                    broken = _fit(scaled(broken, height), film)
+                    broken = fit(scaled(broken, height), film.luma.shape[2])
             else:
                 broken, first, heal = paint(rng, film, kind)
             span = visible_span(broken, film, first, heal)
@@ -67,9 +67,8 @@ def damaged_cases(source: str, film: Film, kinds: list[str]) -> Iterator[Case]:
                 break
 
 
-def _fit(film: Film, like: Film) -> Film:
-    """Cut or repeat columns, so that the width is the same."""
-    width = like.luma.shape[2]
+def fit(film: Film, width: int) -> Film:
+    """Cut or repeat columns up to a width."""
     columns = np.minimum(np.arange(width), film.luma.shape[2] - 1)
     halves = np.minimum(np.arange(width // 2), film.chroma.shape[3] - 1)
     return Film(film.luma[:, :, columns], film.chroma[..., halves])

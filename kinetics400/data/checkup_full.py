@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import av
+
+from kinetics400.data.broken import BrokenMeter
 from kinetics400.data.checkup import Checkup, Place
 from kinetics400.data.checkup_journal import CheckupJournal
 from kinetics400.data.findings import Finding
@@ -18,19 +21,33 @@ FLUSH_EVERY = 50  # videos: a killed check-up repeats fewer
 def examine(path: str) -> dict[str, str]:
     """Decode a video and hash it. Runs in an isolated process.
 
-    Returns: reason and detail of verify's refusal, empty for none; the spans of still pictures, in
-    words; and the SHA-256.
+    Returns: reason and detail of verify's refusal, empty for none; the spans of torn pictures, in
+    words; those of still ones that are not torn; and the SHA-256.
     """
-    meter = ChangeMeter()
-    verdict = verify_video(path, meter.add)
-    stills = ", ".join(f"{first}–{last}" for first, last in still_spans(meter.changes))
+    changes, torn = ChangeMeter(), BrokenMeter()
+
+    def look(frame: av.VideoFrame) -> None:
+        changes.add(frame)
+        torn.add(frame)
+
+    verdict = verify_video(path, look)
+    broken = torn.finish()
+    stills = [
+        span
+        for span in still_spans(changes.changes)
+        if all(span[1] < first or last < span[0] for first, last in broken)
+    ]
     refused = asdict(verdict) if isinstance(verdict, Refused) else {"reason": "", "detail": ""}
     try:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:  # the verdict says so
         digest = ""
-    return {**refused, "stills": stills, "sha256": digest}
+    return {**refused, "broken": _words(broken), "stills": _words(stills), "sha256": digest}
+
+
+def _words(spans: list[tuple[int, int]]) -> str:
+    return ", ".join(f"{first}–{last}" for first, last in spans)
 
 
 def check_pictures(
@@ -49,7 +66,7 @@ def check_pictures(
     for place in checkup.usable():
         header = checkup.headers[place]
         row = journal.get("/".join(place), header.n_bytes, header.mtime_ns)
-        if row is not None and {"reason", "detail", "stills", "sha256"} <= row.keys():
+        if row is not None and row.keys() >= {"reason", "detail", "broken", "stills", "sha256"}:
             known[place] = dict(row)
         else:
             todo.setdefault(checkup.path(place), []).append(place)
@@ -59,6 +76,7 @@ def check_pictures(
             value: dict[str, Any] = result.value or {
                 "reason": result.failure,
                 "detail": result.detail,
+                "broken": "",
                 "stills": "",
                 "sha256": "",
             }
@@ -75,6 +93,8 @@ def check_pictures(
 def _findings(checkup: Checkup, place: Place, row: dict[str, Any]) -> list[Finding]:
     split, name = place
     found = [Finding(row["reason"], split, name, row["detail"])] if row["reason"] else []
+    if row["broken"]:
+        found.append(Finding("broken frames", split, name, f"frames {row['broken']}"))
     if row["stills"]:
         found.append(Finding("still picture", split, name, f"frames {row['stills']}"))
     stored = checkup.stored_sums.get(place)

@@ -32,6 +32,11 @@ KINDS: dict[str, Kind] = {
     "crashed": Kind(ERROR, GET_AGAIN),
     "hung": Kind(ERROR, GET_AGAIN),
     "out of memory": Kind(ERROR, GET_AGAIN),
+    "broken frames": Kind(
+        WARNING,
+        "Look at these frames: torn blocks, as a decoder shows them after lost data. Download the "
+        "video again, or take it out of the list.",
+    ),
     "still picture": Kind(
         WARNING,
         "Look at these frames: after lost data a decoder shows a frozen, torn picture; an inserted "

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
@@ -25,6 +26,7 @@ Value = TypeVar("Value")
 
 CLONE_NEWUSER = 0x10000000  # linux/sched.h
 CLONE_NEWNET = 0x40000000
+BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 NO_JOB = object()
 MAX_MESSAGE = 1 << 20  # bytes a child may send at once
 START_SECONDS = 60.0  # to import the function's module on a busy machine
@@ -61,6 +63,21 @@ class Result(Generic[Job, Value]):
     detail: str = ""
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let numpy's BLAS in processes started meanwhile have one thread: there is one on each CPU."""
+    before = {name: os.environ.get(name) for name in BLAS_THREADS}
+    os.environ.update(dict.fromkeys(BLAS_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 class _Child:
     """One child process and the job it holds."""
 
@@ -70,7 +87,8 @@ class _Child:
         self.process = context.Process(
             target=_serve, args=(function, theirs, limits, os.getpid()), daemon=True
         )
-        self.process.start()
+        with _one_thread():
+            self.process.start()
         theirs.close()
         self.ready = False
         self.job: Any = None

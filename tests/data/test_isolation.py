@@ -136,3 +136,14 @@ def alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return text.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_children_compute_with_one_thread_and_the_parent_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    job = "[__import__('os').environ[n + '_NUM_THREADS'] for n in ('OPENBLAS', 'MKL')]"
+    assert run([job])[job].value == ["1", "1"]
+    assert os.environ["MKL_NUM_THREADS"] == "3"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
