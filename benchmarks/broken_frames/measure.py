@@ -57,10 +57,9 @@ def judge(cases: Iterable[Case]) -> list[dict[str, Any]]:
             path = Path(folder) / "video.mp4"
             path.write_bytes(case.video)
             spans, seconds = reported(str(path))
-            found = case.span is not None and any(
-                overlap(span, case.span) >= OVERLAP for span in spans
-            )
-            row = {"kind": case.kind, "damaged": case.span is not None, "found": found}
+            shares = [overlap(span, case.span) for span in spans] if case.span else []
+            row = {"kind": case.kind, "damaged": case.span is not None}
+            row |= {"named": max(shares, default=0) > 0, "found": max(shares, default=0) >= OVERLAP}
             rows.append(row | {"alarms": len(spans), "seconds": seconds})
     return rows
 
@@ -79,11 +78,13 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts by kind."""
     damaged = [row for row in rows if row["damaged"]]
     whole = [row for row in rows if not row["damaged"]]
-    found, alarms = ([row["kind"] for row in rows if row[what]] for what in ("found", "alarms"))
+    named, found, alarms = (
+        [row["kind"] for row in rows if row[what]] for what in ("named", "found", "alarms")
+    )
     ways = ("decoding", "with the detector")
     return {
         "damaged": {
-            kind: {"videos": number, "found": found.count(kind)}
+            kind: {"videos": number, "named": named.count(kind), "found": found.count(kind)}
             for kind, number in Counter(row["kind"] for row in damaged).items()
         },
         "whole": {

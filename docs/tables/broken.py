@@ -9,9 +9,9 @@ from measured import BENCH, bench
 def broken_frames() -> str:
     """Spans found and false alarms, on generated videos and, where they were given, real clips."""
     measured = bench("broken_frames.json")
-    sets = {"generated videos": measured["generated"]}
+    sets = {"generated videos: named, ends right": measured["generated"]}
     if "clips" in measured:
-        sets["real clips"] = measured["clips"]
+        sets["real clips: named, ends right"] = measured["clips"]
     lines = [_row("", sets), _row("---", ["---"] * len(sets))]
 
     def add(name: str, cell: Callable[[dict[str, Any]], str]) -> None:
@@ -21,7 +21,7 @@ def broken_frames() -> str:
     for kind in sorted(measured["generated"]["damaged"], key=in_packets.__contains__):
         how = "damaged bitstream" if kind in in_packets else "painted"
         add(f"{how}: {kind}", lambda part, kind=kind: _found(part["damaged"].get(kind)))
-    add("**found, of all**", lambda part: f"**{_found(_sum(part['damaged']))}**")
+    add("**of all**", lambda part: f"**{_found(_sum(part['damaged']))}**")
     for kind in measured["generated"]["whole"]:
         if any(part["whole"].get(kind, {}).get("alarms") for part in sets.values()):
             add(f"whole: {kind}", lambda part, kind=kind: _alarms(part["whole"].get(kind)))
@@ -42,8 +42,9 @@ def _definitions(measured: dict[str, Any]) -> str:
         f"counts where for at least {visible['least_frames']} frames {visible['share']:.0%} of the "
         f"picture's blocks differ by {visible['far_grey_levels']:.0f} grey levels or more from "
         f"every place within {visible['reach_pixels']} pixels in the whole pictures of that time, "
-        "of shortly before, and of either side of the damage. A span is found where the one named "
-        f"and the true one share {measured['overlap']:.0%} of their union. The network was "
+        "of shortly before, and of either side of the damage. Damage is named where "
+        "a span that is named overlaps it; its ends are right where the two share "
+        f"{measured['overlap']:.0%} of their union. The network was "
         "trained on other sources, generated and real. Raw figures: "
         f"[{BENCH}/broken_frames.json](../{BENCH}/broken_frames.json); `make broken-proof` "
         "measures again."
@@ -70,7 +71,7 @@ def _sum(kinds: dict[str, dict[str, int]]) -> dict[str, int]:
 
 
 def _found(counts: dict[str, Any] | None) -> str:
-    return "" if counts is None else f"{counts['found']} of {counts['videos']}"
+    return "" if counts is None else "{named}, {found} of {videos}".format(**counts)
 
 
 def _alarms(counts: dict[str, Any] | None) -> str:
