@@ -1,6 +1,7 @@
 """The function under test runs `eval`, so that each job can misbehave in its own way."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,3 +137,14 @@ def alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return text.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_children_have_no_network() -> None:
+    """Nothing but the loopback of a namespace of their own."""
+    around = ("unshare", "-n") if os.geteuid() == 0 else ("unshare", "-rn")
+    if not shutil.which("unshare") or subprocess.run([*around, "true"]).returncode:
+        pytest.skip("the kernel allows no namespaces here")
+    job = "[line.split(':')[0].strip() for line in open('/proc/net/dev') if ':' in line]"
+    assert run([job])[job].value == ["lo"]
+    own = "__import__('os').readlink('/proc/self/ns/net')"
+    assert run([own])[own].value != os.readlink("/proc/self/ns/net")
