@@ -68,7 +68,7 @@ def found(save_dir: Path, ranks: int) -> dict[str, object]:
         "samples": [Path(f"{save_dir}.rank{rank}").read_text() for rank in range(ranks)],
         **{
             file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(last.glob("*.safetensors"))
+            for file in sorted([*last.glob("*.safetensors"), last / "state.json"])
         },
     }
 
@@ -116,7 +116,7 @@ def test_a_stopped_run_continues_to_the_last_bit(
     run(start_run, command, save_dir, ranks, workers, stop)
     run(start_run, command, save_dir, ranks, others, -1)
     expected = whole(command, ranks)
-    assert len(expected["losses"]) == STEPS and len(expected) == 2 + 2 + ranks + (
+    assert len(expected["losses"]) == STEPS and len(expected) == 2 + 3 + ranks + (
         command == "train"
     )
     assert found(save_dir, ranks) == expected
