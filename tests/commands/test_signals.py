@@ -61,8 +61,26 @@ def whole(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     yield save_dir
 
 
-def test_two_ranks_stop_at_a_signal_to_the_first_and_continue_bit_for_bit(
-    start: Start, whole: Path, tmp_path: Path
+def second_rank(first: int) -> int:
+    """The process of rank 1; rank 0, which has started it, was itself started without a rank."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            environment = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if int(parent) == first and b"LOCAL_RANK=1" in environment:
+            return int(entry.name)
+    pytest.fail(f"process {first} has no second rank")
+
+
+@pytest.mark.parametrize(
+    ("number", "to"),
+    [(signal.SIGTERM, "the first"), (signal.SIGUSR1, "the second"), (signal.SIGINT, "all")],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_two_ranks_stop_at_a_signal_and_continue_bit_for_bit(
+    number: signal.Signals, to: str, start: Start, whole: Path, tmp_path: Path
 ) -> None:
     """In the middle of an epoch of three steps and of a row of two."""
     save_dir = tmp_path / "run"
@@ -70,11 +88,14 @@ def test_two_ranks_stop_at_a_signal_to_the_first_and_continue_bit_for_bit(
     process = start(save_dir, 0.3, *flags)
     wait_for_step(save_dir, 4, process)
     signalled = time.monotonic()
-    process.send_signal(signal.SIGTERM)
+    if to == "all":
+        os.killpg(process.pid, number)
+    else:
+        os.kill(process.pid if to == "the first" else second_rank(process.pid), number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     assert time.monotonic() - signalled < 20
-    assert "stopped by SIGTERM after step" in err and "Traceback" not in err
+    assert f"stopped by {number.name} after step" in err and "Traceback" not in err
     (step,) = steps_saved(save_dir)
     assert 4 <= step < 30 and f"after step {step}." in err
 
@@ -99,10 +120,24 @@ def test_a_signal_to_the_whole_group_saves_and_another_run_may_not_join(
         _, err = second.communicate(timeout=60)
         assert second.returncode == 2, err
         assert f"in use by process {process.pid}" in err
+    signalled = time.monotonic()
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
+    assert time.monotonic() - signalled < 20
     assert f"stopped by {signal.Signals(number).name} after step" in err
     assert "Traceback" not in err and "worker" not in err
     assert len(steps_saved(save_dir)) == 1
     assert not (save_dir / "model").exists()
+
+
+def test_usr2_tells_where_a_process_is_and_the_run_goes_on(start: Start, tmp_path: Path) -> None:
+    save_dir = tmp_path / "run"
+    process = start(save_dir, 0.2)
+    wait_for_step(save_dir, 2, process)
+    process.send_signal(signal.SIGUSR2)
+    wait_for_step(save_dir, 6, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "(most recent call first):" in err and "/kinetics400/engine/trainer.py" in err

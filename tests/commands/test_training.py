@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from kinetics400.__main__ import run_command
 from kinetics400.commands import session
 from kinetics400.commands import train as train_command
 from kinetics400.data.library import open_split
+from kinetics400.engine.evaluation import Evaluation
 from kinetics400.models.keymaps import to_hf
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -429,6 +432,60 @@ def test_a_damaged_checkpoint_is_refused_by_name(
     file.write_bytes(damaged)
     run("pretrain", library, save_dir, code=2)
     assert "optimizer.safetensors is damaged" in capsys.readouterr().err
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_loudly_unless_it_was_named(
+    library: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_dir = shutil.copytree(pretrained, tmp_path / "run")
+    shutil.rmtree(save_dir / "model")
+    newest = save_dir / "checkpoints" / "step-0000000006"
+    damaged = bytearray((newest / "model.safetensors").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (newest / "model.safetensors").write_bytes(damaged)
+    before = state_of(save_dir)
+    run("pretrain", library, save_dir, "--resume", str(newest), code=2)
+    assert "model.safetensors is damaged" in capsys.readouterr().err
+    assert state_of(save_dir) == before
+
+    run("pretrain", library, save_dir, "--resume", "auto")
+    told = capsys.readouterr().err
+    (warning,) = [line for line in told.splitlines() if line.startswith("WARNING")]
+    assert "model.safetensors is damaged" in warning
+    assert "Continuing from step-0000000003 instead; the damaged one is renamed" in warning
+    aside = newest.with_name(f".bad-{newest.name}")
+    assert (aside / "model.safetensors").read_bytes() == damaged
+    assert rows(save_dir) == rows(pretrained)
+    assert_same_weights(save_dir, pretrained)
+
+
+# --- the disk -------------------------------------------------------------------------------------
+
+
+def test_the_best_every_other_epoch_and_the_two_newest_checkpoints_stay(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of five epochs of three steps, of which the first scores best."""
+    falling = count(100.0, -1.0)
+    monkeypatch.setattr(Evaluation, "top1_acc", property(lambda _: next(falling)))
+    run("train", library, tmp_path / "run", "--n_epoch", "5", "--keep_every", "2")
+    folder = tmp_path / "run" / "checkpoints"
+    assert json.loads((folder / "best.json").read_text()) == {"step": 3, "score": 100.0}
+    kept = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+    assert kept == [3, 6, 12, 15]  # not 9
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_said_before_the_first_step(
+    library: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    nearly_full = SimpleNamespace(free=1_000_000)  # bytes: the weights alone take more
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: nearly_full)
+    run("train", library, tmp_path / "run", code=74)
+    assert "0.001 GB are free" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 # --- two processes --------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The function under test runs `eval`, so that each job can misbehave in its own way."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,3 +148,14 @@ def test_children_compute_with_one_thread_and_the_parent_as_before(
     assert run([job])[job].value == ["1", "1"]
     assert os.environ["MKL_NUM_THREADS"] == "3"
     assert "OPENBLAS_NUM_THREADS" not in os.environ
+
+
+def test_children_have_no_network() -> None:
+    """Nothing but the loopback of a namespace of their own."""
+    around = ("unshare", "-n") if os.geteuid() == 0 else ("unshare", "-rn")
+    if not shutil.which("unshare") or subprocess.run([*around, "true"]).returncode:
+        pytest.skip("the kernel allows no namespaces here")
+    job = "[line.split(':')[0].strip() for line in open('/proc/net/dev') if ':' in line]"
+    assert run([job])[job].value == ["lo"]
+    own = "__import__('os').readlink('/proc/self/ns/net')"
+    assert run([own])[own].value != os.readlink("/proc/self/ns/net")

@@ -258,23 +258,25 @@ def test_two_damaged_ones_are_a_failing_disk(fabric: Fabric, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the file's name")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS], ids=errno.errorcode.get)
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 def test_a_disk_that_takes_no_checkpoint_leaves_the_one_before(
-    fabric: Fabric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    fabric: Fabric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
 ) -> None:
-    """Full at any of the files."""
+    """Full, failing, or read-only at any of the files."""
     before = save(fabric, tmp_path, 5)
     content = {file.name: file.read_bytes() for file in before.iterdir()}
 
     fsync = os.fsync
 
-    def full(file: int) -> None:
+    def failing(file: int) -> None:
         if name in os.readlink(f"/proc/self/fd/{file}"):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(number, os.strerror(number))
         fsync(file)
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match=r"step-0000000006 could not be written: .*No space"):
+    monkeypatch.setattr(os, "fsync", failing)
+    told = f"step-0000000006 could not be written: .*{os.strerror(number)}"
+    with pytest.raises(StorageError, match=told):
         save(fabric, tmp_path, 6)
     assert [path.name for path in tmp_path.iterdir()] == [before.name]
     assert {file.name: file.read_bytes() for file in before.iterdir()} == content

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -26,11 +27,15 @@ def test_a_second_run_is_refused_until_the_first_has_ended_however_it_ended(
         text=True,
     ) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        at_once = Timer(5, holder.kill)  # who waited for it would then have the folder
+        at_once.start()
         with (
             pytest.raises(InputError, match=f"in use by process {holder.pid} on .*--save_dir"),
             locked(tmp_path),
         ):
             pytest.fail("two runs in one folder")
+        assert holder.poll() is None
+        at_once.cancel()
         holder.kill()
         holder.wait()
     with locked(tmp_path):  # the dead process's name in it does not matter

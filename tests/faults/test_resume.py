@@ -68,7 +68,7 @@ def found(save_dir: Path, ranks: int) -> dict[str, object]:
         "samples": [Path(f"{save_dir}.rank{rank}").read_text() for rank in range(ranks)],
         **{
             file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(last.glob("*.safetensors"))
+            for file in sorted([*last.glob("*.safetensors"), last / "state.json"])
         },
     }
 
@@ -116,7 +116,38 @@ def test_a_stopped_run_continues_to_the_last_bit(
     run(start_run, command, save_dir, ranks, workers, stop)
     run(start_run, command, save_dir, ranks, others, -1)
     expected = whole(command, ranks)
-    assert len(expected["losses"]) == STEPS and len(expected) == 2 + 2 + ranks + (
+    assert len(expected["losses"]) == STEPS and len(expected) == 2 + 3 + ranks + (
         command == "train"
     )
     assert found(save_dir, ranks) == expected
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_ranks_continues_with_the_same_samples(
+    before: int,
+    after: int,
+    start_run: Start,
+    whole: Callable[[str, int], dict[str, object]],
+    tmp_path: Path,
+) -> None:
+    """Stopped in the middle of the second epoch, with the same global batch on both sides."""
+    save_dir, stop = tmp_path / "run", 4
+    run(start_run, "pretrain", save_dir, before, workers=1, stop=stop)
+    run(start_run, "pretrain", save_dir, after, workers=1, stop=-1)
+    seen: list[list[int]] = [[] for _ in range(STEPS)]
+    for rank in range(2):
+        # Rank 1 is there before the stop or after it.
+        lines = Path(f"{save_dir}.rank{rank}").read_text().splitlines()
+        first = stop if rank == 1 and before == 1 else 0
+        for step, line in enumerate(lines, first):
+            seen[step] += json.loads(line)
+    expected = whole("pretrain", 1)
+    (samples,) = expected["samples"]
+    assert [sorted(keys) for keys in seen] == [
+        sorted(json.loads(line)) for line in samples.splitlines()
+    ]
+    ours, theirs = (
+        [float.fromhex(loss) for loss in losses]
+        for losses in (found(save_dir, after)["losses"], expected["losses"])
+    )
+    assert ours == pytest.approx(theirs, rel=1e-4)
