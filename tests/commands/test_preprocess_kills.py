@@ -71,7 +71,9 @@ def assert_clean(library: Path) -> None:
 
 # --- an archive -----------------------------------------------------------------------------------
 
-N_CHANGES = 112  # of one run, from the first folder made to the last one removed
+# Of one run, from the first folder made to the last one removed; opening a file that must not be a
+# link counts twice.
+N_CHANGES = 126
 
 
 @pytest.fixture(scope="module")
