@@ -12,6 +12,7 @@
 set -euo pipefail
 out="${1:?a folder for the results}"
 cores="$(nproc)"
+workers=$((cores > 3 ? cores - 2 : 1)) # all cores but two
 mkdir -p "$out"
 export HF_HUB_OFFLINE=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 failed=()
@@ -50,8 +51,7 @@ more_steps() { # the same, at other batch sizes, eager only: METHOD SIZE PRECISI
   done
 }
 
-runs() { # SIZE: from MP4 files, with a worker for each core but two
-  local workers=$((cores > 3 ? cores - 2 : 1))
+runs() { # SIZE: from MP4 files
   local common=(--model_name "MCG-NJU/videomae-$1" --accelerator cuda --precision bf16-mixed
     --n_worker "$workers")
   measure "run_pretraining_$1" run --steps 120 -- "${common[@]}" --batch_size 128 --n_epoch 400
@@ -62,7 +62,7 @@ runs() { # SIZE: from MP4 files, with a worker for each core but two
 
 profiles() { # what takes the time, augmentation included
   local common=(--model_name MCG-NJU/videomae-base --accelerator cuda --precision bf16-mixed
-    --n_worker "$((cores > 3 ? cores - 2 : 1))")
+    --n_worker "$workers")
   measure run_pretraining_base_profile \
     run --steps 30 --profile "$out/profile" -- "${common[@]}" --batch_size 128
   measure run_finetuning_base_profile \

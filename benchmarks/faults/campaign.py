@@ -86,7 +86,7 @@ def run_tests(
         properties = {
             p.get("name", ""): p.get("value", "") for case in ran for p in case.iter("property")
         }
-        cause = "; ".join(f"{case.get('name')}: {_message(case)}" for case in failed[:1])
+        cause = f"{failed[0].get('name')}: {_message(failed[0])}" if failed else ""
         return Outcome(len(ran), len(failed), len(broken), properties, cause=cause, told=told)
 
 

@@ -48,7 +48,7 @@ class Scaler:
 def _plane(frame: av.VideoFrame, number: int) -> np.ndarray:
     """A plane (H, W), cut to whole macroblocks."""
     plane = frame.planes[number]
-    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
     multiple = 16 if number == 0 else 8
     height, width = (side // multiple * multiple for side in (plane.height, plane.width))
     return rows[:height, :width]

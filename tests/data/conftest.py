@@ -1,13 +1,16 @@
 """Damaged files, valid oddities and pyramids, made here. Fixtures only: nothing is imported."""
 
+import importlib
 import io
 import os
 import random
 import struct
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 
 import av
 import numpy as np
@@ -433,3 +436,20 @@ def oddity(request: pytest.FixtureRequest, tmp_path: Path) -> Oddity:
         given.get("n_shown", given.get("n_frames", 60)),
         given.get("size", (96, 64)),
     )
+
+
+# --- broken pictures ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def broken_frames() -> Iterator[dict[str, ModuleType]]:
+    """The modules of `make broken-proof`, by name: they make the videos, and judge."""
+    folder = Path(__file__).resolve().parents[2] / "benchmarks/broken_frames"
+    names = ("films", "damage", "edits", "truth", "sets", "measure")
+    sys.path.insert(0, str(folder))
+    try:
+        yield {name: importlib.import_module(name) for name in names}
+    finally:
+        sys.path.remove(str(folder))
+        for name in names:
+            sys.modules.pop(name, None)

@@ -1,9 +1,6 @@
 """Torn pictures that decode without an error; and what they must not be confused with."""
 
-import importlib
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -23,31 +20,16 @@ from kinetics400.data.torn import LAYERS
 from kinetics400.data.torn import network as torn_network
 from kinetics400.data.verify import verify_video
 
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks/broken_frames"
-NAMES = ("films", "damage", "edits")
-
 
 @pytest.fixture(scope="module")
-def made() -> Iterator[dict[str, ModuleType]]:
-    """The modules that make the videos of `make broken-proof`."""
-    sys.path.insert(0, str(BENCHMARK))
-    try:
-        yield {name: importlib.import_module(name) for name in NAMES}
-    finally:
-        sys.path.remove(str(BENCHMARK))
-        for name in NAMES:
-            sys.modules.pop(name, None)
-
-
-@pytest.fixture(scope="module")
-def takes(made: dict[str, ModuleType]) -> list:
+def takes(broken_frames: dict[str, ModuleType]) -> list:
     """Two takes, as the benchmark draws them."""
     rng = np.random.default_rng(8)
-    return [made["films"].draw_film(rng, n_frames) for n_frames in (110, 70)]
+    return [broken_frames["films"].draw_film(rng, n_frames) for n_frames in (110, 70)]
 
 
-def write(made: dict[str, ModuleType], film: object, path: Path) -> str:
-    made["films"].encode(film, str(path), {"preset": "veryfast", "crf": "21"})
+def write(broken_frames: dict[str, ModuleType], film: object, path: Path) -> str:
+    broken_frames["films"].encode(film, str(path), {"preset": "veryfast", "crf": "21"})
     return str(path)
 
 
@@ -58,13 +40,17 @@ def spans_of(path: str) -> list[tuple[int, int]]:
 
 
 @pytest.fixture(scope="module")
-def torn(made: dict[str, ModuleType], takes: list, tmp_path_factory: pytest.TempPathFactory) -> str:
+def torn(
+    broken_frames: dict[str, ModuleType], takes: list, tmp_path_factory: pytest.TempPathFactory
+) -> str:
     """A video with torn blocks in frames 41 to 72."""
     film = takes[0].copy()
     planes = film.luma[41].copy(), film.chroma[41].copy()
-    made["damage"].displace(np.random.default_rng(4), planes, np.ones((16, 22), bool), film)
+    broken_frames["damage"].displace(
+        np.random.default_rng(4), planes, np.ones((16, 22), bool), film
+    )
     film.luma[41:73], film.chroma[41:73] = planes
-    return write(made, film, tmp_path_factory.mktemp("torn") / "torn.mp4")
+    return write(broken_frames, film, tmp_path_factory.mktemp("torn") / "torn.mp4")
 
 
 def test_a_torn_span_is_named(torn: str) -> None:
@@ -89,10 +75,10 @@ def test_the_doctor_says_which_frames(torn: str, library: Path, tmp_path: Path) 
     "kind", ["none", "cut there and back", "photograph", "title card", "freeze", "split screen"]
 )
 def test_an_edited_video_is_not_named(
-    made: dict[str, ModuleType], takes: list, tmp_path: Path, kind: str
+    broken_frames: dict[str, ModuleType], takes: list, tmp_path: Path, kind: str
 ) -> None:
-    edited = made["edits"].EDITS[kind](np.random.default_rng(5), *takes)
-    assert spans_of(write(made, edited, tmp_path / "whole.mp4")) == []
+    edited = broken_frames["edits"].EDITS[kind](np.random.default_rng(5), *takes)
+    assert spans_of(write(broken_frames, edited, tmp_path / "whole.mp4")) == []
 
 
 def test_spans_are_counted_from_the_first_frame_in_later_windows(

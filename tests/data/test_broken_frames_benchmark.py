@@ -1,39 +1,21 @@
 """The videos of `make broken-proof`: what counts as damage that can be seen, and where it lies."""
 
-import importlib
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks/broken_frames"
-NAMES = ("films", "damage", "edits", "truth", "sets", "measure")
-
 
 @pytest.fixture(scope="module")
-def benchmark() -> Iterator[dict[str, ModuleType]]:
-    sys.path.insert(0, str(BENCHMARK))
-    try:
-        yield {name: importlib.import_module(name) for name in NAMES}
-    finally:
-        sys.path.remove(str(BENCHMARK))
-        for name in NAMES:
-            sys.modules.pop(name, None)
-
-
-@pytest.fixture(scope="module")
-def take(benchmark: dict[str, ModuleType]) -> object:
-    return benchmark["films"].draw_film(np.random.default_rng(8), 110)
+def take(broken_frames: dict[str, ModuleType]) -> object:
+    return broken_frames["films"].draw_film(np.random.default_rng(8), 110)
 
 
 def test_late_and_shifted_pictures_are_not_visible_damage(
-    benchmark: dict[str, ModuleType], take: object
+    broken_frames: dict[str, ModuleType], take: object
 ) -> None:
-    film, visible_span = take, benchmark["truth"].visible_span
-    film = benchmark["films"].Film(film.luma.copy(), film.chroma)
+    film, visible_span = take, broken_frames["truth"].visible_span
+    film = broken_frames["films"].Film(film.luma.copy(), film.chroma)
     squares = np.random.default_rng(0).integers(0, 2, (22, 29)) * 120 + 60
     film.luma[:] = squares.repeat(12, 0).repeat(12, 1)[:256, :340]  # of a contrast that tells
     late, foreign = film.copy(), film.copy()
@@ -45,8 +27,10 @@ def test_late_and_shifted_pictures_are_not_visible_damage(
     assert visible_span(foreign, film, 40, 46) is None  # six frames are too few
 
 
-def test_painted_damage_ends_where_it_says(benchmark: dict[str, ModuleType], take: object) -> None:
-    painted, first, heal = benchmark["damage"].paint(
+def test_painted_damage_ends_where_it_says(
+    broken_frames: dict[str, ModuleType], take: object
+) -> None:
+    painted, first, heal = broken_frames["damage"].paint(
         np.random.default_rng(4), take, "wrong residuals"
     )
     differs = np.flatnonzero((painted.luma != take.luma).any((1, 2)))
@@ -54,9 +38,9 @@ def test_painted_damage_ends_where_it_says(benchmark: dict[str, ModuleType], tak
 
 
 def test_a_damaged_bitstream_is_whole_from_the_next_key_frame_on(
-    benchmark: dict[str, ModuleType], take: object
+    broken_frames: dict[str, ModuleType], take: object
 ) -> None:
-    broken, first, heal = benchmark["damage"].damage_packets(
+    broken, first, heal = broken_frames["damage"].damage_packets(
         np.random.default_rng(2), take, "overwritten"
     )
     apart = np.abs(broken.luma.astype(int) - take.luma).mean((1, 2))
@@ -65,14 +49,14 @@ def test_a_damaged_bitstream_is_whole_from_the_next_key_frame_on(
 
 
 def test_a_case_names_its_span_and_is_judged_by_overlap(
-    benchmark: dict[str, ModuleType], take: object
+    broken_frames: dict[str, ModuleType], take: object
 ) -> None:
-    cases = list(benchmark["sets"].damaged_cases("a take", take, ["wrong residuals"]))
-    again = list(benchmark["sets"].damaged_cases("a take", take, ["wrong residuals"]))
+    cases = list(broken_frames["sets"].damaged_cases("a take", take, ["wrong residuals"]))
+    again = list(broken_frames["sets"].damaged_cases("a take", take, ["wrong residuals"]))
     assert cases == again
     (case,) = cases
-    rows = benchmark["measure"].judge([case])
+    rows = broken_frames["measure"].judge([case])
     assert [(row["kind"], row["damaged"]) for row in rows] == [(case.kind, True)]
-    overlap = benchmark["measure"].overlap
+    overlap = broken_frames["measure"].overlap
     assert overlap((10, 19), (15, 24)) == pytest.approx(1 / 3)
     assert overlap((10, 19), (20, 24)) == 0
