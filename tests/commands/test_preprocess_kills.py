@@ -352,9 +352,15 @@ def test_killed_while_children_encode_leaves_no_orphan_and_continues(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        wait_until(lambda: list(incoming.glob("stored-*")) or process.poll() is not None)
-        time.sleep(random.Random(number).uniform(0, 0.1))
+        # The first may be at work before the second has been started.
+        wait_until(
+            lambda: (
+                (list(incoming.glob("stored-*")) and len(children_of(process.pid)) >= 2)
+                or process.poll() is not None
+            )
+        )
         children = children_of(process.pid)
+        time.sleep(random.Random(number).uniform(0, 0.1))
         process.kill()
     assert len(children) >= 2
     wait_until(lambda: not any(map(is_alive, children)), seconds=10)
