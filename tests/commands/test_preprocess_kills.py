@@ -319,7 +319,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
 
 
 # What makes the work on tiny videos last long enough to be killed in.
-SLOW = {"enlarge": True, "preset": "slow"}
+SLOW = {"enlarge": True, "preset": "veryslow"}
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +344,7 @@ def test_killed_while_children_encode_leaves_no_orphan_and_continues(
 ) -> None:
     write_archive(tmp_path / ARCHIVE, few(corpus.members))
     flags = ["--data_dir", str(tmp_path), "--max_bad_share", "0.2", "--n_worker", "2"]
-    flags += ["--enlarge", "--preset", "slow"]
+    flags += ["--enlarge", "--preset", "veryslow"]
     library = tmp_path / "Kinetics-400"
     incoming = library / ".preprocess/incoming"
     with subprocess.Popen(
@@ -360,7 +360,7 @@ def test_killed_while_children_encode_leaves_no_orphan_and_continues(
             )
         )
         children = children_of(process.pid)
-        time.sleep(random.Random(number).uniform(0, 0.1))
+        time.sleep(random.Random(number).uniform(0, 0.03))
         process.kill()
     assert len(children) >= 2
     wait_until(lambda: not any(map(is_alive, children)), seconds=10)
