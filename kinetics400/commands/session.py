@@ -45,6 +45,7 @@ from kinetics400.engine.checkpoint import (
     check_agreement,
     find_checkpoint,
     load_checkpoint,
+    made_otherwise,
     read_checkpoint,
     refuse_later,
     remove_unfinished,
@@ -293,6 +294,11 @@ def _train(
     seed_generators(int(keys.combine(config.run.seed, fabric.global_rank)))
     means: Mapping[str, torch.Tensor] = {}
     if checkpoint is not None:
+        if changed := made_otherwise(checkpoint, fabric.device):
+            say(
+                f"continuing with {', '.join(changed)}: the last bits may differ from those of an "
+                "uninterrupted run"
+            )
         means = load_checkpoint(
             fabric, checkpoint, method=method, optimizer=optimizer, average=average
         )

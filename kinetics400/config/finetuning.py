@@ -23,7 +23,8 @@ class PretrainedFlags:
     pretrained: bool = False
     """Start from pretrained weights instead of random ones."""
     pretrained_name: str | None = None
-    """Hugging Face name of the weights; also looked for below pretrained_dir."""
+    """Hugging Face name of the weights, with @revision for a certain commit, tag or branch; also
+    looked for below pretrained_dir."""
     pretrained_dir: Path | None = None
     """Folder of the weights: searched itself, then its model/, then the name in it, then for a
     single .pth. Given, nothing is ever downloaded."""

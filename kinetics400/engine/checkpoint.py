@@ -5,7 +5,7 @@ Tensors are whole in it, however they are sharded, so that a run may go on in an
 <save_dir>/checkpoints/step-0000012000/   appears only by rename
     model.safetensors  optimizer.safetensors  average.safetensors (with an average of the weights)
     rank-00000.safetensors ...            random state of each rank
-    state.json                            counters and what the run must agree on
+    state.json                            counters, what the run must agree on, what made it
     manifest.json                         written last: size and sha256 of every file
 """
 
@@ -14,13 +14,16 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
+from kinetics400 import __version__
 from kinetics400.data.storage import fsync_folder, write_atomic
 from kinetics400.engine.agreement import Agreement
 from kinetics400.engine.average import WeightAverage
@@ -101,6 +104,7 @@ def save_checkpoint(
             "step": step,
             "precision": fabric.strategy.precision.state_dict(),  # the loss scale of float16
             "agreed": dict(agreed),
+            "made_with": made_with(fabric.device),
         }
         write_atomic(temporary / "state.json", json.dumps(state, indent=2))
         manifest = {
@@ -229,7 +233,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if not isinstance(state, dict) or state.get("schema") != SCHEMA:
         schema = state.get("schema") if isinstance(state, dict) else None
         raise InputError(f"checkpoint {folder} has schema {schema}, this version reads {SCHEMA}")
-    kinds = {"step": int, "agreed": dict, "precision": dict}
+    kinds = {"step": int, "agreed": dict, "precision": dict, "made_with": dict}
     if wrong := [name for name, kind in kinds.items() if type(state.get(name)) is not kind]:
         raise InputError(f"checkpoint {folder}: state.json has no {', '.join(wrong)}. {remedy}")
     return Checkpoint(folder, state["step"], state)
@@ -294,6 +298,26 @@ def check_agreement(checkpoint: Checkpoint, agreed: Mapping[str, Any]) -> None:
             f"the run in {checkpoint.folder.parent.parent} was started with other settings: "
             f"{'; '.join(changed)}. Repeat its command, or choose another --save_dir"
         )
+
+
+def made_with(device: torch.device) -> dict[str, str]:
+    """Versions and device whose arithmetic a run's bits depend on."""
+    return {
+        "kinetics400": __version__,
+        "torch": torch.__version__,
+        "av": version("av"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def made_otherwise(checkpoint: Checkpoint, device: torch.device) -> list[str]:
+    """In words, what has changed of `made_with`: none of it forbids to go on."""
+    before = checkpoint.state["made_with"]
+    return [
+        f"{name} {now} instead of {before.get(name)}"
+        for name, now in made_with(device).items()
+        if before.get(name) != now
+    ]
 
 
 def _sha256(file: Path) -> str:

@@ -4,17 +4,13 @@ Told apart by their content: Hugging Face folders (ours are such folders), and t
 of VideoMAE and VideoMAE V2 for pretraining and finetuning. All become our names (`keymaps`).
 """
 
-import argparse
 import json
-import pickle
 import re
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -27,15 +23,11 @@ from torch import Tensor, nn
 from kinetics400.errors import InputError
 from kinetics400.models.describe import stated_sizes
 from kinetics400.models.keymaps import from_hf, from_official, some
+from kinetics400.models.pickles import read_pickle
 from kinetics400.models.vit import VitConfig
 from kinetics400.tensors import load_tensors
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
-# What torch.load raises for damaged files; its unpickler checks little of what it reads.
-DAMAGED_PICKLE = (
-    *(pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, TypeError),
-    *(LookupError, AttributeError, AssertionError, struct.error),
-)
 
 _POSITIONS = (
     "For clips of other numbers of frames or pixels say where positions come from: --pos_embed "
@@ -102,15 +94,23 @@ def find_weights(pretrained_dir: Path | None, pretrained_name: str | None) -> Pa
 def _candidates(folder: Path, name: str | None) -> list[Path]:
     found = [folder, folder / "model"]
     if name:
+        name, _ = _hub_name(name)
         for inner in dict.fromkeys((folder / name, folder / name.rsplit("/", 1)[-1])):
             found += [inner, inner / "model"]
     return found
 
 
+def _hub_name(name: str) -> tuple[str, str | None]:
+    """Of "owner/model@revision" the model and the revision; None is the newest."""
+    model, _, revision = name.partition("@")
+    return model, revision or None
+
+
 def _cached(name: str) -> Path | None:
+    model, revision = _hub_name(name)
     for file in WEIGHTS_FILES:
         try:
-            path = try_to_load_from_cache(name, file)
+            path = try_to_load_from_cache(model, file, revision=revision)
         except HFValidationError as error:
             raise InputError(
                 f"--pretrained_name {name!r} is neither a path that exists nor a hub name: {error}"
@@ -123,14 +123,18 @@ def _cached(name: str) -> Path | None:
 def download_weights(pretrained_name: str) -> Path:
     """Fetch a model of the hub into its cache; safetensors where it has them.
 
+    Args:
+        pretrained_name: "owner/model", or "owner/model@revision" with a branch, tag or commit.
+
     Raises:
         InputError: the hub does not have it, cannot be reached, or holds no weights under it.
     """
+    model, revision = _hub_name(pretrained_name)
     try:
-        config = Path(hf_hub_download(pretrained_name, "config.json"))
+        config = Path(hf_hub_download(model, "config.json", revision=revision))
         for name in WEIGHTS_FILES:
             try:
-                hf_hub_download(pretrained_name, name)
+                hf_hub_download(model, name, revision=revision)
                 break
             except RemoteEntryNotFoundError:
                 continue
@@ -172,26 +176,7 @@ def read_weights(path: Path) -> Weights:
 def _read_tensors(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         return load_tensors(file)
-    try:
-        # Official training checkpoints carry their command line beside the weights, as a plain
-        # Namespace; nothing else but tensors and containers is let in.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except DAMAGED_PICKLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{file} cannot be loaded safely as tensors (weights_only=True): {reason}"
-        ) from error
-    for key in ("model", "module"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise InputError(f"{file} holds no state dict")
-    if not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f"{file} holds other things than tensors in its state dict")
-    if sparse := [name for name, value in content.items() if value.layout != torch.strided]:
-        raise InputError(f"{file} holds sparse tensors ({sparse[0]!r}), which no model here has")
-    return dict(content)
+    return read_pickle(file)
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -459,6 +459,20 @@ def test_a_damaged_newest_checkpoint_is_set_aside_loudly_unless_it_was_named(
     assert_same_weights(save_dir, pretrained)
 
 
+def test_other_versions_at_a_resume_are_told_and_do_not_forbid_it(
+    library: Path,
+    stopped: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save_dir = stopped("pretrain", 4)
+    capsys.readouterr()
+    monkeypatch.setattr("kinetics400.engine.checkpoint.__version__", "0.0.9")
+    run("pretrain", library, save_dir)
+    told = capsys.readouterr().err
+    assert told.count("continuing with kinetics400 0.0.9 instead of 0.1.0: the last bits may") == 1
+
+
 # --- the disk -------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from kinetics400.engine.checkpoint import (
     check_agreement,
     find_checkpoint,
     load_checkpoint,
+    made_otherwise,
     read_checkpoint,
     save_checkpoint,
     set_aside_later,
@@ -344,6 +345,16 @@ def test_other_settings_are_refused_and_all_listed(fabric: Fabric, tmp_path: Pat
     assert "lr was 0.0003, now 0.001; mask_ratio was None, now 0.9; " in message
     assert "model_name was 'tiny', now None" in message and "seed" not in message
     assert "--save_dir" in message
+
+
+def test_other_versions_are_told_apart(
+    fabric: Fabric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = read_checkpoint(save(fabric, tmp_path, 5))
+    assert made_otherwise(checkpoint, fabric.device) == []
+    before = torch.__version__
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    assert made_otherwise(checkpoint, fabric.device) == [f"torch 9.9 instead of {before}"]
 
 
 def test_the_loss_scale_of_float16_continues(fabric: Fabric, tmp_path: Path) -> None:

@@ -122,18 +122,21 @@ def test_find_looks_in_the_hub_cache_only_without_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = touch_folder(tmp_path / "cache")
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[str, str, str | None]] = []
 
-    def cache(name: str, file: str) -> str | None:
-        asked.append((name, file))
+    def cache(name: str, file: str, revision: str | None) -> str | None:
+        asked.append((name, file, revision))
         return str(cached / file) if file == "model.safetensors" else None
 
     monkeypatch.setattr(pretrained, "try_to_load_from_cache", cache)
     (tmp_path / "empty").mkdir()
     assert find_weights(tmp_path / "empty", NAME) is None and not asked
     assert find_weights(None, NAME) == cached
-    assert asked[0] == (NAME, "model.safetensors")
-    monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda name, file: None)
+    assert asked[0] == (NAME, "model.safetensors", None)
+    assert find_weights(None, f"{NAME}@v1") == cached
+    assert asked[1] == (NAME, "model.safetensors", "v1")
+    assert find_weights(touch_folder(tmp_path / "own" / NAME).parents[1], f"{NAME}@v1") is not None
+    monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda *_, **__: None)
     assert find_weights(None, NAME) is None
 
 
@@ -148,8 +151,8 @@ class Hub:
     def __init__(self, folder: Path, *files: str) -> None:
         self.folder, self.files, self.asked = folder, files, []
 
-    def __call__(self, name: str, file: str) -> str:
-        self.asked.append((name, file))
+    def __call__(self, name: str, file: str, revision: str | None) -> str:
+        self.asked.append((name, file, revision))
         if file not in self.files:
             response: Any = SimpleNamespace(headers={}, request=None)
             raise RemoteEntryNotFoundError(file, response=response)
@@ -167,7 +170,10 @@ def test_download_takes_the_configuration_and_one_weights_file(
     monkeypatch.setattr(pretrained, "hf_hub_download", hub)
     assert pretrained.download_weights(NAME) == tmp_path / "snapshot"
     assert {path.name for path in hub.folder.iterdir()} == {"config.json", file}
-    assert {name for name, _ in hub.asked} == {NAME}
+    assert {(name, revision) for name, _, revision in hub.asked} == {(NAME, None)}
+    hub.asked.clear()
+    assert pretrained.download_weights(f"{NAME}@1234abc") == tmp_path / "snapshot"
+    assert {(name, revision) for name, _, revision in hub.asked} == {(NAME, "1234abc")}
 
 
 def test_download_of_a_model_without_weights_is_refused(
@@ -179,7 +185,7 @@ def test_download_of_a_model_without_weights_is_refused(
 
 
 def test_a_failed_download_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: object) -> str:
+    def offline(*_: object, **__: object) -> str:
         raise ConnectionError("no route")
 
     monkeypatch.setattr(pretrained, "hf_hub_download", offline)
@@ -389,7 +395,7 @@ def test_many_keys_are_counted_not_all_listed(tmp_path: Path) -> None:
 
 def test_weights_of_another_width_list_shapes(tmp_path: Path) -> None:
     weights = read_weights(save_pth(tmp_path / "w.pth"))
-    with pytest.raises(InputError, match=r"patch_embed\.proj\.bias is \(24,\), asked for \(48,\)"):
+    with pytest.raises(InputError, match=r"attn\.proj\.bias is \(24,\), asked for \(48,\)"):
         load_pretrained(videomae(replace(ENCODER, embed_dim=48)), weights)
 
 
