@@ -1,8 +1,11 @@
 """Small videos and a small dataset, encoded here. Fixtures only: nothing is imported from here."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -132,3 +135,28 @@ def start_run(library: Path, tiny_flags: tuple[str, ...]) -> Callable[..., subpr
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def outcome() -> Callable[..., tuple[int, str, str]]:
+    """`code, out, err = outcome(process)`, of what `start_run` has started.
+
+    A run that stands still is no slow one: it has `timeout` seconds, far more than a busy machine
+    needs, and then the test fails with the stacks of all its processes.
+    """
+
+    def outcome(process: subprocess.Popen[str], timeout: float = 600) -> tuple[int, str, str]:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            for entry in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(ProcessLookupError):
+                    if os.getpgid(int(entry.name)) == process.pid:
+                        os.kill(int(entry.name), signal.SIGUSR2)
+                        time.sleep(0.5)  # one after the other
+            os.killpg(process.pid, signal.SIGKILL)
+            _, err = process.communicate()
+            pytest.fail(f"still running after {timeout} seconds:\n{err}")
+        return process.returncode, out, err
+
+    return outcome

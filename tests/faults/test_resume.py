@@ -47,17 +47,26 @@ def decide(self):
     return interruption.Decision(stop=15 if len(steps) == {stop} else 0)
 interruption.Interruption.decide = decide
 """
-Start = Callable[..., subprocess.Popen[str]]
+Run = Callable[[str, Path, int, int, int], None]
 
 
-def run(start: Start, command: str, save_dir: Path, ranks: int, workers: int, stop: int) -> None:
-    micro = 2 if command == "train" else 1
-    flags = ("--n_device", str(ranks), "--n_worker", str(workers))
-    batch = ("--batch_size", str(8 // ranks // micro))
-    prelude = WATCHED.format(notes=str(save_dir) + ".rank", stop=stop)
-    process = start(command, save_dir, *COMMON, *OWN[command], *flags, *batch, prelude=prelude)
-    _, err = process.communicate(timeout=180)
-    assert process.returncode == (75 if stop > 0 else 0), err
+@pytest.fixture(scope="module")
+def run(
+    start_run: Callable[..., subprocess.Popen[str]], outcome: Callable[..., tuple[int, str, str]]
+) -> Run:
+    """`run(command, save_dir, ranks, workers, stop)`, to the end or until after step `stop`."""
+
+    def run(command: str, save_dir: Path, ranks: int, workers: int, stop: int) -> None:
+        micro = 2 if command == "train" else 1
+        flags = ("--n_device", str(ranks), "--n_worker", str(workers))
+        batch = ("--batch_size", str(8 // ranks // micro))
+        prelude = WATCHED.format(notes=str(save_dir) + ".rank", stop=stop)
+        code, _, err = outcome(
+            start_run(command, save_dir, *COMMON, *OWN[command], *flags, *batch, prelude=prelude)
+        )
+        assert code == (75 if stop > 0 else 0), err
+
+    return run
 
 
 def found(save_dir: Path, ranks: int) -> dict[str, object]:
@@ -75,7 +84,7 @@ def found(save_dir: Path, ranks: int) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def whole(
-    start_run: Start, tmp_path_factory: pytest.TempPathFactory
+    run: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, int], dict[str, object]]:
     """The uninterrupted run."""
     known: dict[tuple[str, int], dict[str, object]] = {}
@@ -83,7 +92,7 @@ def whole(
     def of(command: str, ranks: int) -> dict[str, object]:
         if (command, ranks) not in known:
             save_dir = tmp_path_factory.mktemp("whole") / "run"
-            run(start_run, command, save_dir, ranks, workers=1, stop=-1)
+            run(command, save_dir, ranks, 1, -1)
             known[command, ranks] = found(save_dir, ranks)
         return known[command, ranks]
 
@@ -107,14 +116,14 @@ def test_a_stopped_run_continues_to_the_last_bit(
     stop: int,
     workers: int,
     ranks: int,
-    start_run: Start,
+    run: Run,
     whole: Callable[[str, int], dict[str, object]],
     tmp_path: Path,
 ) -> None:
     save_dir = tmp_path / "run"
     others = WORKERS[(WORKERS.index(workers) + 1) % len(WORKERS)]
-    run(start_run, command, save_dir, ranks, workers, stop)
-    run(start_run, command, save_dir, ranks, others, -1)
+    run(command, save_dir, ranks, workers, stop)
+    run(command, save_dir, ranks, others, -1)
     expected = whole(command, ranks)
     assert len(expected["losses"]) == STEPS and len(expected) == 2 + 3 + ranks + (
         command == "train"
@@ -126,14 +135,14 @@ def test_a_stopped_run_continues_to_the_last_bit(
 def test_another_number_of_ranks_continues_with_the_same_samples(
     before: int,
     after: int,
-    start_run: Start,
+    run: Run,
     whole: Callable[[str, int], dict[str, object]],
     tmp_path: Path,
 ) -> None:
     """Stopped in the middle of the second epoch, with the same global batch on both sides."""
     save_dir, stop = tmp_path / "run", 4
-    run(start_run, "pretrain", save_dir, before, workers=1, stop=stop)
-    run(start_run, "pretrain", save_dir, after, workers=1, stop=-1)
+    run("pretrain", save_dir, before, 1, stop)
+    run("pretrain", save_dir, after, 1, -1)
     seen: list[list[int]] = [[] for _ in range(STEPS)]
     for rank in range(2):
         # Rank 1 is there before the stop or after it.
