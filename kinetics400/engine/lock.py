@@ -1,5 +1,6 @@
 """One run per folder: a second process that would write to it is refused."""
 
+import errno
 import fcntl
 import os
 import platform
@@ -22,9 +23,14 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it; says which. Or the lock is a link.
     """
-    if (folder / LOCK).is_symlink():
-        raise InputError(f"{folder / LOCK} is a link, and a run would write through it: remove it")
-    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(
+            f"{folder / LOCK} is a link, and a run would write through it: remove it"
+        ) from error
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -60,7 +60,10 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
             raise StorageError(f"{told} (a copy of {file}; TMPDIR says where such copies go)")
         if kind:
             raise InputError(f"{file} {told}")
-        return load_tensors(job.target)
+        try:
+            return load_tensors(job.target)
+        except InputError as error:
+            raise InputError(f"{file} cannot be loaded safely: its reader left {error}") from error
 
 
 def _translate(job: _Job) -> tuple[str, str] | None:

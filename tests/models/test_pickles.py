@@ -65,6 +65,18 @@ def test_what_befalls_the_reader_is_an_error_here(
     assert not os.listdir(file.parent / "temporary")
 
 
+def test_nothing_that_a_reader_leaves_is_believed(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forge = "a header of more bytes than there are"
+    monkeypatch.setattr(pickles, "save_tensors", lambda target, _: target.write_text(forge))
+    monkeypatch.setattr(torch, "load", lambda *args, **more: {"a": torch.zeros(1)})
+    with pytest.raises(
+        InputError, match=r"w\.pth cannot be loaded safely: its reader left .*header"
+    ):
+        read_pickle(file)
+
+
 def test_a_reader_that_does_not_end_is_killed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pickles, "SECONDS", 1)
     while_reading(monkeypatch, signal.pause)
