@@ -31,8 +31,16 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     """Run a subcommand and return the process's exit code (README, "Exit codes").
 
     A `Failure` becomes one message on standard error; anything else is a bug and keeps its
-    traceback.
+    traceback. One process of several ends here.
     """
+    code = _run(name, argv)
+    ranks = sys.modules.get("kinetics400.engine.ranks")  # otherwise the command has none
+    if ranks is not None and ranks.is_one_of_several():
+        ranks.leave(code)
+    return code
+
+
+def _run(name: str, argv: Sequence[str]) -> int:
     main = import_module(COMMANDS[name][0]).main
     try:
         with stop_on_signals():

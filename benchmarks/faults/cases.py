@@ -190,6 +190,14 @@ CASES = (
         f"{SESSION}:meet=lambda fabric, environment: fabric.launch()",
     ),
     Case(
+        "16b", "processes end while threads of gloo are still at work",
+        "each gives its command's exit code: an interpreter of several is not taken apart",
+        ("commands/test_ranks.py::test_one_of_several_processes_is_not_taken_apart",),
+        "kinetics400.engine.ranks:leave=lambda code: None",
+        control_tests=("commands/test_ranks.py::"
+                       "test_one_of_several_processes_is_not_taken_apart[2]",),
+    ),
+    Case(
         "18", "a bit flips in one rank's weights",
         "found at the next checkpoint or within 200 steps, and not saved",
         ("commands/test_ranks.py::test_a_bit_flipped_on_one_rank_is_found_before_it_is_saved",

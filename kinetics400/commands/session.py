@@ -59,7 +59,7 @@ from kinetics400.engine.lock import locked
 from kinetics400.engine.log import RunLog, is_evaluated
 from kinetics400.engine.matrix_rate import matrix_rate
 from kinetics400.engine.optim import build_optimizer
-from kinetics400.engine.ranks import fail_fast, meet_again
+from kinetics400.engine.ranks import fail_fast, leave, meet_again
 from kinetics400.engine.restarts import require_progress
 from kinetics400.engine.sharding import (
     ShardedStrategy,
@@ -250,7 +250,7 @@ def _run(
             if fabric.is_global_zero:
                 raise
             # Rank 0 speaks for all. An error here would have the launcher kill it first.
-            raise SystemExit(0) from None
+            leave(0)
         fabric.barrier()
         if fabric.is_global_zero and (told := format_bad_videos(run)):
             say(told)

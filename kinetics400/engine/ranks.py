@@ -1,5 +1,6 @@
-"""How ranks meet after a restart, and how one ends when it fails: at once and by name."""
+"""How ranks meet after a restart, and how one ends: when it fails, at once and by name."""
 
+import atexit
 import faulthandler
 import os
 import signal
@@ -8,6 +9,7 @@ import traceback
 from collections.abc import Mapping
 from datetime import timedelta
 from types import TracebackType
+from typing import NoReturn
 
 import torch.distributed
 from lightning.fabric import Fabric
@@ -57,11 +59,29 @@ def fail_fast(fabric: Fabric, *, timeout: float) -> None:
     set_timeout(timedelta(seconds=timeout))
     rank = fabric.global_rank
 
-    def leave(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    def fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         told = "".join(traceback.format_exception(kind, error, trace))
         sys.stderr.write("".join(f"[rank {rank}] {line}\n" for line in told.splitlines()))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
 
-    sys.excepthook = leave
+    sys.excepthook = fail
+
+
+def is_one_of_several() -> bool:
+    """Whether this process has met others."""
+    return torch.distributed.is_initialized()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, one of several, when its command has ended.
+
+    What Python has registered for the end is done. The interpreter is not taken apart: threads of
+    gloo may still ask for its lock (torch 2.14, on a busy machine), and the process would abort
+    instead of giving its exit code.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -92,6 +92,32 @@ def test_an_error_of_one_rank_ends_all_and_is_told_with_rank_step_and_slots(
     assert "[rank 1] in step 5 (epoch 1, slots 8 to 15)" in err
 
 
+# Leaves a file when Python runs what is registered for the end, another when it is taken apart.
+AT_THE_END = """
+import atexit
+folder, rank = os.path.dirname(sys.argv[0]), os.environ.get("LOCAL_RANK", "0")
+atexit.register(lambda: open(folder + "/registered" + rank, "w").close())
+class Apart:
+    def __del__(self, open=os.open, path=folder + "/apart" + rank, flags=os.O_CREAT):
+        open(path, flags)
+apart = Apart()
+"""
+
+
+@pytest.mark.parametrize("n_device", [1, 2])
+def test_one_of_several_processes_is_not_taken_apart(
+    start: Start, tmp_path: Path, n_device: int
+) -> None:
+    """Threads of gloo may want the interpreter's lock then: it would abort on a busy machine."""
+    few = ("--n_epoch", "2", "--n_device", str(n_device), "--batch_size", str(8 // n_device))
+    _, err = (process := start(*few, prelude=AT_THE_END)).communicate(timeout=150)
+    assert process.returncode == 0, err
+    require_nobody_left(tmp_path, err)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert "registered0" in left  # rank 1 ends with its parent, if not before
+    assert ("apart0" in left) == (n_device == 1) and "apart1" not in left
+
+
 def test_a_killed_rank_ends_all(start: Start, tmp_path: Path) -> None:
     process = start(step=5, action="os.kill(os.getpid(), 9)")
     ended(process, tmp_path / "moment", 15)
