@@ -14,8 +14,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES: Any = runpy.run_path(str(ROOT / "benchmarks/faults/cases.py"))
-# Open: a run of four processes did not end in time; docs/reliability.md says what is known.
-STOOD_STILL = {"5": 1}
 RESULT = json.loads((ROOT / "results/faults.json").read_text(encoding="utf-8"))
 
 
@@ -37,8 +35,7 @@ def test_the_committed_result_is_of_these_cases_and_survived() -> None:
     assert [row["row"] for row in RESULT["cases"]] == list(cases)
     for row in RESULT["cases"]:
         assert (row["name"], row["control"]) == (cases[row["row"]].name, cases[row["row"]].control)
-        lost = row["injected"] - row["survived"]
-        assert lost == STOOD_STILL.get(row["row"], 0) and row["injected"] > 0, row["row"]
+        assert row["survived"] == row["injected"] > 0, row["row"]
         assert row["control_failed"], row["row"]
         assert row["figure"] and row["seconds"] > 0
     assert RESULT["left_out"] == CASES["LEFT_OUT"]
