@@ -66,6 +66,16 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
             raise InputError(f"{file} cannot be loaded safely: its reader left {error}") from error
 
 
+def _reason(error: BaseException) -> str:
+    """What torch found, in a line, without its advice to load the file unsafely."""
+    lines = [line for line in str(error).splitlines() if line] or [type(error).__name__]
+    is_told = not isinstance(error, pickle.UnpicklingError)
+    otherwise = lines[0] if is_told else "it holds something else than tensors and plain values"
+    return next((line for line in lines if "nsupported" in line), otherwise).partition(". Please")[
+        0
+    ]
+
+
 def _translate(job: _Job) -> tuple[str, str] | None:
     """In the child: what is wrong, or None and the tensors are in `job.target`."""
     torch.set_num_threads(1)  # the threads of the process that this is a copy of are not here
@@ -75,8 +85,7 @@ def _translate(job: _Job) -> tuple[str, str] | None:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(job.file, map_location="cpu", weights_only=True)
     except DAMAGED_PICKLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return "input", f"cannot be loaded safely as tensors (weights_only=True): {reason}"
+        return "input", f"cannot be loaded safely as tensors (weights_only=True): {_reason(error)}"
     for key in ("model", "module"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
