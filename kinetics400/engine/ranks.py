@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import NoReturn
@@ -15,6 +16,8 @@ import torch.distributed
 from lightning.fabric import Fabric
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.rendezvous import rendezvous
+
+LEAVE_SECONDS = 5  # in which all that have not failed are at their end
 
 
 def meet_again(environment: Mapping[str, str], *, backend: str, timeout: float) -> None:
@@ -78,10 +81,18 @@ def leave(code: int) -> NoReturn:
     """End this process, one of several, when its command has ended.
 
     What Python has registered for the end is done. The interpreter is not taken apart: threads of
-    gloo may still ask for its lock (torch 2.14, on a busy machine), and the process would abort
-    instead of giving its exit code.
+    gloo may still be at work (torch 2.14, on a busy machine), and the process would abort instead
+    of giving its exit code. The processes wait for each other, as one that closes its connections
+    may take from another what that has not read yet.
     """
+    store = c10d._get_default_store()
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    # Those that fail do not come; and the store is gone once rank 0 has seen all and left.
+    with suppress(RuntimeError):
+        store.set(f"leaves/{rank}", "")
+        everybody = [f"leaves/{one}" for one in range(world_size)]
+        store.wait(everybody, timedelta(seconds=LEAVE_SECONDS))
     os._exit(code)
