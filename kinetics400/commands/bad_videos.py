@@ -1,6 +1,5 @@
 """Videos that cannot be read while a run is going: counted, journalled, named at the end."""
 
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -52,10 +51,6 @@ class BadVideos:
         count, gave_up = map(sum, zip(*self._agreement.gather(own), strict=True))
         if count <= self._most and not gave_up:
             return
-        if self._agreement.rank != 0:
-            # Rank 0 says why and sets the exit code; a child that ended with an error of its own
-            # would have the launcher kill rank 0 first.
-            sys.exit(0)
         why = f"more than --max_bad_share {self._share:g} allows"
         if gave_up:
             why = f"{MAX_SUBSTITUTES + 1} videos in a row cannot be read"

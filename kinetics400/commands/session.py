@@ -13,7 +13,6 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 
-from kinetics400 import __version__
 from kinetics400.augment.pipeline import Augment
 from kinetics400.commands.bad_videos import BadVideos, format_bad_videos
 from kinetics400.commands.guard import VideoGuard
@@ -50,6 +49,7 @@ from kinetics400.engine.checkpoint import (
     refuse_later,
     remove_unfinished,
     set_aside_later,
+    versions,
 )
 from kinetics400.engine.determinism import deterministic
 from kinetics400.engine.drift import DriftCheck, checksum
@@ -392,7 +392,7 @@ def _require_agreement(agreement: Agreement, run: Run, checkpoint: Checkpoint | 
         "accumulate": flags.accumulate,
         "the checkpoint": checkpoint and (checkpoint.folder / "manifest.json").read_text(),
         "the weights": checkpoint is None and checksum(run.method),
-        "the versions": (__version__, torch.__version__),
+        "the versions": versions(),
     }
     if unlike := agreement.disagreements(facts):
         raise InputError(

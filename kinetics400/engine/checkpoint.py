@@ -300,12 +300,15 @@ def check_agreement(checkpoint: Checkpoint, agreed: Mapping[str, Any]) -> None:
         )
 
 
+def versions() -> dict[str, str]:
+    """Of what a run's bits depend on."""
+    return {"kinetics400": __version__, "torch": torch.__version__, "av": version("av")}
+
+
 def made_with(device: torch.device) -> dict[str, str]:
     """Versions and device whose arithmetic a run's bits depend on."""
     return {
-        "kinetics400": __version__,
-        "torch": torch.__version__,
-        "av": version("av"),
+        **versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
 
