@@ -246,9 +246,12 @@ def _run(
         fabric.barrier()
         try:
             _train(fabric, run, dataset, guard, augment, checkpoint, evaluate)
+            has_failed = False
         except Failure:  # on all ranks alike
             if fabric.is_global_zero:
                 raise
+            has_failed = True
+        if has_failed:  # out here the error holds no loader, whose workers would be waited for
             # Rank 0 speaks for all. An error here would have the launcher kill it first.
             leave(0)
         fabric.barrier()
